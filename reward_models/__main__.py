@@ -1,0 +1,5 @@
+"""python -m reward_models"""
+
+from reward_models.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,116 @@
+"""`python -m reward_models {train,score,evaluate}`: heavy imports come after parsing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from reward_models.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(prog="python -m reward_models", description="Instruction (irm) and process (prm) reward models.")
+    commands = main.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train on a label file")
+    train.add_argument("kind", choices=["irm", "prm"])
+    train.add_argument("--labels", required=True, help="JSONL of ranked lists (irm) or judged solutions (prm)")
+    train.add_argument("--init", required=True, help="folder or hub id of the policy or base model")
+    train.add_argument("--out", required=True)
+    train.add_argument("--learning-rate", type=float, default=1e-4)
+    train.add_argument("--epochs", type=float, default=1.0)
+    train.add_argument("--batch-size", type=int, default=32, help="lists or solutions an optimiser step")
+    train.add_argument("--micro-batch-size", type=int, default=32)
+    train.add_argument("--max-length", type=int, default=512, help="tokens")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--deepspeed", help="DeepSpeed JSON")
+    score = commands.add_parser("score", help='add "score" (irm: r_I; prm: step scores and r_A) to JSONL rows')
+    score.add_argument("kind", choices=["irm", "prm"])
+    score.add_argument("--model", required=True)
+    score.add_argument("--input", required=True, help='JSONL: irm {"text"}; prm {"question", "steps"} or {"question", "text"}')
+    score.add_argument("--output", required=True)
+    score.add_argument("--delimiter", default="\n", help="what ends a step in `text`")
+    evaluate = commands.add_parser("evaluate", help="measure on the held-out rows of a label file")
+    evaluate.add_argument("kind", choices=["irm", "prm"])
+    evaluate.add_argument("--model", required=True)
+    evaluate.add_argument("--labels", required=True)
+    evaluate.add_argument("--threshold", type=float, default=0.5, help="prm: first step under it is the first error; fix it on other data")
+    return main
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        result = {"train": _train, "score": _score, "evaluate": _evaluate}[options.command](options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result))
+    return 0
+
+
+def _train(options: argparse.Namespace) -> dict[str, Any]:
+    from reward_models.config import InstructionModelConfig, ProcessModelConfig
+    from reward_models.train import TrainOptions, train_instruction, train_process
+
+    names = ("learning_rate", "batch_size", "micro_batch_size", "seed", "deepspeed")
+    how = TrainOptions(**{name: getattr(options, name) for name in names})
+    if options.kind == "irm":
+        settings = InstructionModelConfig(epochs=options.epochs, max_length=options.max_length)
+        return train_instruction(options.labels, options.init, options.out, settings, how)
+    process = ProcessModelConfig(epochs=options.epochs, max_length=options.max_length)
+    return train_process(options.labels, options.init, options.out, process, how)
+
+
+def _score(options: argparse.Namespace) -> dict[str, Any]:
+    from reward_models.instruction import InstructionRewardModel
+    from reward_models.process import ProcessRewardModel, aggregate
+    from reward_models.steps import split_steps
+
+    rows = _rows(options.input, ("text",) if options.kind == "irm" else ("question",))
+    if options.kind == "irm":
+        for row, value in zip(rows, InstructionRewardModel.load(options.model).score([row["text"] for row in rows]), strict=True):
+            row["score"] = value
+    else:
+        steps = [
+            row["steps"] if "steps" in row else [step.text for step in split_steps(row.get("text", ""), options.delimiter)] for row in rows
+        ]
+        for row, result in zip(rows, ProcessRewardModel.load(options.model).score([row["question"] for row in rows], steps), strict=True):
+            row |= {"step_scores": list(result.scores), "score": aggregate(result.scores), "truncated": result.truncated}
+    partial = Path(options.output + ".partial")
+    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(options.output)
+    return {"rows": len(rows), "output": options.output}
+
+
+def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    from reward_models.evaluate import evaluate_instruction, evaluate_process
+    from reward_models.instruction import InstructionRewardModel
+    from reward_models.process import ProcessRewardModel
+    from reward_models.records import RankedList, SteppedSolution, is_held_out, read_records
+
+    if options.kind == "irm":
+        lists = [row for row in read_records(options.labels, RankedList) if is_held_out(row)]
+        return evaluate_instruction(InstructionRewardModel.load(options.model), lists)
+    solutions = [row for row in read_records(options.labels, SteppedSolution) if is_held_out(row)]
+    return evaluate_process(ProcessRewardModel.load(options.model), solutions, threshold=options.threshold)
+
+
+def _rows(path: str, needed: tuple[str, ...]) -> list[dict[str, Any]]:
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file", fix="check --input")
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {number}: {error}", fix="mend or remove that line") from None
+            if not isinstance(row, dict) or any(not isinstance(row.get(key), str) for key in needed):
+                raise UserError(f"{path}, line {number}: needs {', '.join(needed)} as text", fix="mend or remove that line")
+            rows.append(row)
+    if not rows:
+        raise UserError(f"{path}: no row", fix="give at least one row")
+    return rows

@@ -1,0 +1,140 @@
+"""From label rows to tensors: token ids by list concatenation, the columns of step ends remembered, right-padded batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from reward_models.losses import IGNORE, masked_after_first_error
+from reward_models.model import Tokenizer
+from reward_models.records import RankedList, SteppedSolution
+
+
+def instruction_ids(tokenizer: Tokenizer, text: str, max_length: int) -> list[int]:
+    """The instruction alone, EOS appended as an id. A longer one keeps its beginning and its EOS."""
+    return [*tokenizer.encode(text, add_special_tokens=False)[: max_length - 1], int(tokenizer.eos_token_id)]
+
+
+@dataclass(frozen=True)
+class StepColumns:
+    """A solution as the PRM reads it: question, then each step and the separator at which it is judged."""
+
+    ids: list[int]
+    columns: list[int]  # of the separators
+
+
+def step_columns(tokenizer: Tokenizer, question: str, steps: Sequence[str], separator: str) -> StepColumns:
+    """Never tokenises a joined string: a separator inside a step, or one that merges with its neighbours, would shift every label."""
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False)
+    else:
+        text = question + "\n"
+    texts = [str(text), *(step + "\n" for step in steps)]
+    pieces = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    mark = tokenizer.convert_tokens_to_ids(separator)
+    ids, columns = list(pieces[0]), []
+    for piece in pieces[1:]:
+        # A step that spells the separator out must not be judged inside.
+        ids += [token for token in piece if token != mark]
+        columns.append(len(ids))
+        ids.append(mark)
+    return StepColumns(ids, columns)
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Right-padded input_ids, attention_mask and position_ids."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = 1
+    positions = torch.arange(width).expand(len(rows), width).contiguous()
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+
+
+def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Indices in pieces of `size`, alike in length, longest first (a memory shortage shows at once)."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+# ---------------------------------------------------------------------------------------- training rows
+
+
+def instruction_rows(
+    lists: Sequence[RankedList], tokenizer: Tokenizer, *, max_length: int, anchors: int, seed: int
+) -> list[dict[str, Any]]:
+    """One row a list: its items, and `anchors` items of other seeds to compare them with (where all items carry scores)."""
+    rng = random.Random(seed)
+    rows = []
+    scored = all(item.scores for row in lists for item in row.items)
+    for place, row in enumerate(lists):
+        others = []
+        if anchors and scored and len(lists) > 1:
+            for _ in range(anchors):
+                other = lists[(place + rng.randrange(1, len(lists))) % len(lists)]
+                others.append(rng.choice(other.items))
+        items = [*row.items, *others]
+        ids = [instruction_ids(tokenizer, item.text, max_length) for item in items]
+        rows.append(
+            {
+                "items": ids,
+                "ranks": [item.rank for item in row.items],
+                "quality": [sum(item.scores.values()) if scored else 0.0 for item in items],
+                "length": sum(map(len, ids)),
+            }
+        )
+    return rows
+
+
+def collate_lists(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
+    """All items of all lists in one batch. `labels` has one entry a list, so that the trainer counts lists over all ranks."""
+    batch: dict[str, Any] = pad([ids for row in rows for ids in row["items"]], pad_id)
+    batch["labels"] = torch.ones(len(rows))
+    batch["sizes"] = [(len(row["ranks"]), len(row["items"])) for row in rows]
+    batch["ranks"] = [torch.tensor(row["ranks"]) for row in rows]
+    batch["quality"] = [torch.tensor(row["quality"]) for row in rows]
+    return batch
+
+
+def step_rows(
+    solutions: Sequence[SteppedSolution],
+    tokenizer: Tokenizer,
+    *,
+    separator: str,
+    max_length: int,
+    mask_after_first_error: bool,
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Rows with ids and a label a column, and how many were dropped, by reason. Nothing is cut: that would lose late labels."""
+    rows, dropped = [], {"too_long": 0, "no_label": 0}
+    for solution in solutions:
+        labels = list(solution.labels)
+        if mask_after_first_error:
+            labels = masked_after_first_error(labels)
+        if all(label is None for label in labels):
+            dropped["no_label"] += 1
+            continue
+        read = step_columns(tokenizer, solution.question, solution.steps, separator)
+        if len(read.ids) > max_length:
+            dropped["too_long"] += 1
+            continue
+        values = [IGNORE] * len(read.ids)
+        for column, label in zip(read.columns, labels, strict=True):
+            values[column] = IGNORE if label is None else float(label)
+        rows.append({"input_ids": read.ids, "labels": values, "length": len(read.ids)})
+    return rows, {reason: count for reason, count in dropped.items() if count}
+
+
+def collate_steps(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Labels are padded with IGNORE, never with a token id."""
+    batch = pad([row["input_ids"] for row in rows], pad_id)
+    labels = torch.full(batch["input_ids"].shape, IGNORE)
+    for index, row in enumerate(rows):
+        labels[index, : len(row["labels"])] = torch.tensor(row["labels"])
+    return batch | {"labels": labels}

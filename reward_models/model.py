@@ -1,0 +1,78 @@
+"""Builds both reward models from a policy's trunk, in forms that plain `from_pretrained` loads with equal scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+
+from reward_models.errors import UserError
+
+# transformers annotates ids as unions (int | list[int] | str | ...) that no caller can use.
+Tokenizer: TypeAlias = Any
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Raises UserError where `folder` holds no tokenizer."""
+    try:
+        return AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no tokenizer could be loaded ({error})", fix="give a folder or hub id with a tokenizer") from error
+
+
+def build(kind: str, init: str | Path, *, separator: str | None = None) -> tuple[PreTrainedModel, Tokenizer]:
+    """A one-label model on the trunk of `init` and its tokenizer. kind: "instruction" (sequence) or "process" (token).
+
+    The pad token is made distinct from EOS: a sequence classifier reads the last id that is not pad, so with pad == EOS it would read
+    the token before EOS. The separator is added where the tokenizer lacks it; new embeddings start at the mean of the old ones.
+    """
+    tokenizer = load_tokenizer(init)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        spare = [token for token in (tokenizer.unk_token, tokenizer.bos_token) if token and token != tokenizer.eos_token]
+        tokenizer.add_special_tokens({"pad_token": spare[0] if spare else "<|pad|>"})
+    if separator is not None and tokenizer.convert_tokens_to_ids(separator) in (None, tokenizer.unk_token_id):
+        tokenizer.add_special_tokens({"additional_special_tokens": [separator]}, replace_extra_special_tokens=False)
+    auto = AutoModelForSequenceClassification if kind == "instruction" else AutoModelForTokenClassification
+    model = load(auto, init)
+    embeddings: Any = model.get_input_embeddings()
+    old = embeddings.weight.shape[0]
+    if len(tokenizer) > old:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.no_grad():
+            weight: Any = model.get_input_embeddings().weight
+            weight[old:] = weight[:old].mean(0)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id
+    with torch.no_grad():
+        for parameter in cast(nn.Module, model.score).parameters():
+            parameter.normal_(std=1 / (model.config.hidden_size + 1)) if parameter.dim() > 1 else parameter.zero_()
+    return model, tokenizer
+
+
+def load(auto: Any, folder: str | Path, device: str | torch.device = "cpu") -> PreTrainedModel:
+    """from_pretrained with one label, in fp32, without dropout (token classification heads default to 0.1)."""
+    try:
+        config = AutoConfig.from_pretrained(str(folder))
+        config.num_labels = 1
+        for key in [name for name in config.to_dict() if name.endswith(("dropout", "pdrop"))]:
+            setattr(config, key, 0.0)
+        config.classifier_dropout = 0.0
+        model = auto.from_pretrained(str(folder), config=config, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder}: no model could be loaded ({error})", fix="give a folder or hub id that from_pretrained loads"
+        ) from error
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    nn.Module.to(model, device)  # transformers' own wrapper hides its signature from type checkers
+    return model.eval()

@@ -1,0 +1,88 @@
+"""The contract of the label files: ranked lists of instructions for the IRM, judged steps for the PRM."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from reward_models.errors import UserError
+
+R = TypeVar("R", bound=BaseModel)
+
+
+class RankedItem(BaseModel):
+    """One instruction of a list."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    text: str
+    rank: int = Field(ge=0, description="0 is the best; equal ranks are ties")
+    scores: dict[str, float] = Field(default_factory=dict, description="definition, precision, integrity, each in 0..1")
+    kind: str | None = Field(default=None, description="what is wrong with it (metrics are split by this); None: nothing known")
+
+
+class RankedList(BaseModel):
+    """Versions of one seed instruction, ranked by quality."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    version: Literal[1] = 1
+    seed_id: str = Field(description="train and held-out are split by this, never by pair")
+    items: tuple[RankedItem, ...] = Field(min_length=2)
+    labeller: str
+    split: Literal["train", "held_out"] | None = Field(default=None, description="None: the trainer splits by seed_id")
+
+
+class SteppedSolution(BaseModel):
+    """A solution with a label at each step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    version: Literal[1] = 1
+    problem_id: str = Field(description="train and held-out are split by this")
+    question: str
+    steps: tuple[str, ...] = Field(min_length=1, description="the final answer line, where there is one, is the last step")
+    labels: tuple[float | None, ...] = Field(description="1 right, 0 wrong, between: soft; None: not judged (not trained on)")
+    labeller: str
+    samples: int | None = Field(default=None, description="Monte Carlo completions a prefix")
+    seed: int | None = None
+    depth: int | None = None
+    answer: str | None = Field(default=None, description="canonical answer, for weighted votes")
+    correct: bool | None = Field(default=None, description="whether that answer is right, where known")
+    split: Literal["train", "held_out"] | None = None
+
+    @model_validator(mode="after")
+    def _one_label_a_step(self) -> SteppedSolution:
+        if len(self.labels) != len(self.steps):
+            raise ValueError(f"{len(self.steps)} steps but {len(self.labels)} labels")
+        if any(label is not None and not 0.0 <= label <= 1.0 for label in self.labels):
+            raise ValueError("labels must lie in 0..1")
+        return self
+
+
+def read_records(path: str | Path, record: type[R]) -> list[R]:
+    """All rows of a label file. Raises UserError with the line of the first bad row, or where there is no row at all."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file", fix="give the label file's path")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(record.model_validate_json(line))
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise UserError(
+                    f"{path}, line {number}: {'.'.join(map(str, first['loc']))} {first['msg']}", fix="mend or remove that line"
+                ) from None
+    if not rows:
+        raise UserError(f"{path}: no row", fix="give a file with at least one label")
+    return rows
+
+
+def is_held_out(row: RankedList | SteppedSolution, fraction: float = 0.15) -> bool:
+    """By the row's own `split`, else by a hash of the seed or problem, so that all rows of one stay on one side."""
+    if row.split is not None:
+        return row.split == "held_out"
+    key = row.seed_id if isinstance(row, RankedList) else row.problem_id
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") < fraction * 2**32

@@ -1,0 +1,244 @@
+"""Trains both reward models on transformers' Trainer; every loss is normalised over all ranks and micro-batches of an optimiser step."""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from reward_models import metrics
+from reward_models.config import InstructionModelConfig, ProcessModelConfig
+from reward_models.data import collate_lists, collate_steps, instruction_rows, step_rows
+from reward_models.errors import UserError
+from reward_models.evaluate import evaluate_instruction, evaluate_process
+from reward_models.instruction import Calibration, InstructionRewardModel, fit_slope, save_calibration, score_texts
+from reward_models.losses import IGNORE, cross_seed_loss, pairwise_ranking_loss, plackett_luce_loss, step_loss
+from reward_models.model import Tokenizer, build
+from reward_models.process import SETTINGS, ProcessRewardModel
+from reward_models.records import RankedList, SteppedSolution, is_held_out, read_records
+
+ANCHORS = 2  # items of other seeds compared with each list
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to optimise. Sizes are in ranked lists (IRM) or solutions (PRM); `batch_size` is that of an optimiser step over all processes."""
+
+    learning_rate: float = 1e-4
+    batch_size: int = 32
+    micro_batch_size: int = 32
+    warmup_ratio: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    callbacks: Sequence[TrainerCallback] = ()
+    deepspeed: str | None = None  # path of a DeepSpeed JSON
+
+
+class _GlobalCountTrainer(Trainer):
+    """Hands the global count of `labels` entries to a loss that returns a sum."""
+
+    def __init__(self, *args: Any, loss_sum: Callable[[PreTrainedModel, dict[str, Any]], torch.Tensor], **kwargs: Any) -> None:
+        # A loss function must be set for the Trainer to count; compute_loss below replaces it.
+        super().__init__(*args, compute_loss_func=lambda *_args, **_kwargs: None, **kwargs)
+        self.loss_sum = loss_sum
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        # Ranks average their gradients, hence the factor.
+        return self.loss_sum(model, inputs) * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
+
+
+def lists_loss(model: Any, inputs: dict[str, Any], *, settings: InstructionModelConfig) -> torch.Tensor:
+    """Sum over the lists of a batch; each item is forwarded once."""
+    batch = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    scores = model(**batch, use_cache=False).logits[:, 0]
+    loss, start = scores.sum() * 0, 0
+    for (own, total), ranks, quality in zip(inputs["sizes"], inputs["ranks"], inputs["quality"], strict=True):
+        mine, others = scores[start : start + own], scores[start + own : start + total]
+        ranks, quality = ranks.to(scores.device), quality.to(scores.device)
+        if settings.loss == "listwise":
+            loss = loss + plackett_luce_loss(mine, ranks)[0]
+        else:
+            loss = loss + pairwise_ranking_loss(mine, ranks, margin=settings.margin)[0]
+        if total > own:
+            loss = loss + settings.cross_seed_weight * cross_seed_loss(mine, quality[:own], others, quality[own:])
+        else:
+            loss = loss + 0.01 * mine.mean().square()  # nothing to compare with: keep each list centred
+        start += total
+    return loss
+
+
+def steps_loss(model: Any, inputs: dict[str, Any], *, balance: tuple[float, float]) -> torch.Tensor:
+    """Sum over the judged steps of a batch."""
+    batch = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    return step_loss(model(**batch, use_cache=False).logits[..., 0], inputs["labels"], balance=balance)
+
+
+def train_instruction(
+    labels: str | Path,
+    init: str | Path,
+    out: str | Path,
+    settings: InstructionModelConfig,
+    options: TrainOptions,
+) -> dict[str, Any]:
+    """Train on ranked lists, calibrate and evaluate on held-out ones, save to `out`. Returns the metrics, also in out/metrics.json.
+
+    Raises UserError where either side of the split is empty.
+    """
+    rows = read_records(labels, RankedList)
+    train, held_out = _split(rows, labels)
+    torch.manual_seed(options.seed)
+    model, tokenizer = build("instruction", init)
+    anchors = ANCHORS if settings.cross_seed_weight > 0 else 0
+    data = instruction_rows(train, tokenizer, max_length=settings.max_length, anchors=anchors, seed=options.seed)
+    pad_id = int(tokenizer.pad_token_id)
+    model = _fit(
+        model, tokenizer, data, partial(collate_lists, pad_id=pad_id), partial(lists_loss, settings=settings), settings.epochs, out, options
+    )
+    if model is None:
+        return {}
+    texts = sorted({item.text for row in train for item in row.items})
+    references = random.Random(options.seed).sample(texts, min(settings.references, len(texts)))
+    reference_scores = tuple(score_texts(model, tokenizer, references, settings.max_length))
+    half = max(1, len(held_out) // 2)  # the slope is fitted on one half of the held-out lists and judged on the other
+    probe = InstructionRewardModel(model, tokenizer, Calibration(reference_scores, 1.0, settings.floor, settings.max_length))
+    calibration = Calibration(reference_scores, fit_slope(_differences(probe, held_out[:half])), settings.floor, settings.max_length)
+    save_calibration(calibration, out)
+    result = evaluate_instruction(InstructionRewardModel(model, tokenizer, calibration), held_out)
+    judged = evaluate_instruction(InstructionRewardModel(model, tokenizer, calibration), held_out[half:] or held_out)
+    return _save_metrics(
+        result | {"ece": judged["ece"], "train_lists": len(train), "held_out_lists": len(held_out), "slope": calibration.slope}, out
+    )
+
+
+def train_process(
+    labels: str | Path,
+    init: str | Path,
+    out: str | Path,
+    settings: ProcessModelConfig,
+    options: TrainOptions,
+) -> dict[str, Any]:
+    """Train on judged steps, evaluate on held-out solutions, save to `out`. Returns the metrics, also in out/metrics.json.
+
+    Rows that are too long or carry no label are dropped and counted. Raises UserError where nothing is left.
+    """
+    rows = read_records(labels, SteppedSolution)
+    train, held_out = _split(rows, labels)
+    torch.manual_seed(options.seed)
+    model, tokenizer = build("process", init, separator=settings.separator)
+    data, dropped = step_rows(
+        train,
+        tokenizer,
+        separator=settings.separator,
+        max_length=settings.max_length,
+        mask_after_first_error=settings.mask_after_first_error,
+    )
+    if not data:
+        raise UserError(f"{labels}: no usable solution (dropped: {dropped})", fix="raise max_length or give labelled steps")
+    judged = [label for row in data for label in row["labels"] if label != IGNORE]
+    right = max(1e-6, min(1 - 1e-6, sum(judged) / len(judged)))
+    balance = (0.5 / (1 - right), 0.5 / right) if settings.balance_classes else (1.0, 1.0)
+    pad_id = int(tokenizer.pad_token_id)
+    model = _fit(
+        model, tokenizer, data, partial(collate_steps, pad_id=pad_id), partial(steps_loss, balance=balance), settings.epochs, out, options
+    )
+    if model is None:
+        return {}
+    Path(out, SETTINGS).write_text(
+        ProcessModelConfig(**{name: getattr(settings, name) for name in ProcessModelConfig.model_fields}).model_dump_json()
+    )
+    scorer = ProcessRewardModel(model, tokenizer, settings)
+    result = evaluate_process(scorer, held_out, threshold=_threshold(scorer, train[:400]), batch_size=options.micro_batch_size)
+    return _save_metrics(
+        result | {"train_solutions": len(data), "held_out_solutions": len(held_out), "dropped": dropped, "right_steps": right}, out
+    )
+
+
+def _fit(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    data: list[dict[str, Any]],
+    collate: Callable[..., Any],
+    loss_sum: Callable[..., torch.Tensor],
+    epochs: float,
+    out: str | Path,
+    options: TrainOptions,
+) -> PreTrainedModel | None:
+    """Train and save; the trained model on the main process, None on the others."""
+    world = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
+    micro = max(1, min(options.micro_batch_size, options.batch_size // world))
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            num_train_epochs=epochs,
+            learning_rate=options.learning_rate,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=max(1, options.batch_size // (micro * world)),
+            warmup_steps=options.warmup_ratio,
+            lr_scheduler_type="cosine",
+            weight_decay=options.weight_decay,
+            max_grad_norm=options.max_grad_norm,
+            seed=options.seed,
+            logging_steps=5,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=not torch.cuda.is_available(),
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            deepspeed=options.deepspeed,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        trainer = _GlobalCountTrainer(
+            model=model, args=arguments, train_dataset=data, data_collator=collate, loss_sum=loss_sum, callbacks=list(options.callbacks)
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        trainer.save_model(str(out))
+        if not trainer.is_world_process_zero():
+            return None
+        tokenizer.save_pretrained(out)
+        trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+    return trained.eval()
+
+
+def _split(rows: list[Any], path: str | Path) -> tuple[list[Any], list[Any]]:
+    train, held_out = [row for row in rows if not is_held_out(row)], [row for row in rows if is_held_out(row)]
+    if not train or not held_out:
+        raise UserError(f"{path}: {len(train)} rows to train on, {len(held_out)} held out", fix="give more rows, or set their split")
+    return train, held_out
+
+
+def _differences(model: InstructionRewardModel, lists: Sequence[RankedList]) -> list[float]:
+    """s_better - s_worse of all pairs."""
+    out = []
+    for row in lists:
+        scores = model.raw_scores([item.text for item in row.items])
+        out += [
+            high - low
+            for better, high in zip(row.items, scores, strict=True)
+            for worse, low in zip(row.items, scores, strict=True)
+            if better.rank < worse.rank
+        ]
+    return out
+
+
+def _threshold(model: ProcessRewardModel, solutions: Sequence[SteppedSolution]) -> float:
+    scored = model.score([row.question for row in solutions], [row.steps for row in solutions])
+    truth = [next((place for place, label in enumerate(row.labels) if label is not None and label < 0.5), -1) for row in solutions]
+    kept = [(place, result.scores) for place, result in zip(truth, scored, strict=True) if not result.truncated]
+    return metrics.best_threshold([place for place, _ in kept], [scores for _, scores in kept])
+
+
+def _save_metrics(values: dict[str, Any], out: str | Path) -> dict[str, Any]:
+    Path(out, "metrics.json").write_text(json.dumps(values, indent=2))
+    return values

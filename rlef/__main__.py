@@ -1,0 +1,5 @@
+"""python -m rlef"""
+
+from rlef.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,169 @@
+"""`rlef run|check|report|doctor|STAGE`: parses, prints one message for a user's mistake, imports nothing heavy before it must."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rlef import __version__
+from rlef.errors import UserError
+
+STAGES = ("problems", "evolve", "respond", "sft", "label", "irm", "prm", "ppo", "dpo", "rft", "evaluate", "report")
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(
+        prog="rlef",
+        description="Reinforcement learning from evolved feedback.",
+        epilog="example: rlef run configs/quickstart.yaml ppo.iterations=20   A stage alone: rlef sft configs/quickstart.yaml",
+    )
+    main.add_argument("--version", action="version", version=f"rlef {__version__}")
+    commands = main.add_subparsers(dest="command", required=True, metavar="{run,check,report,doctor,STAGE}")
+    run = commands.add_parser("run", help="run all stages that are not done", epilog="example: rlef run configs/quickstart.yaml run.seed=1")
+    _config_arguments(run)
+    run.add_argument("--from", dest="start", metavar="STAGE", help="redo this stage and its successors")
+    run.add_argument("--only", metavar="STAGE", help="run this stage alone")
+    run.add_argument("--yes", action="store_true", help="redo even what was paid for or took over 10 minutes")
+    check = commands.add_parser("check", help="validate a config, show stages, cache and memory; loads no model")
+    _config_arguments(check)
+    commands.add_parser("doctor", help="show versions, cores, memory, GPUs")
+    for stage in STAGES:
+        one = commands.add_parser(
+            stage, help=f"run the stage {stage} alone" if stage != "report" else "write report.html of a run directory"
+        )
+        _config_arguments(one)
+        one.add_argument("--yes", action="store_true", help="redo even what was paid for or took over 10 minutes")
+    return main
+
+
+def _config_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", help="YAML file")
+    command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="e.g. ppo.iterations=20")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 done; 2 a user's mistake; 75 stopped by SIGTERM (run again to go on); 130 by Ctrl-C."""
+    options = parser().parse_args(arguments)
+    _quiet()
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return _dispatch(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on with the first unfinished stage", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # reward_models has its own class for a user's mistake: it must not import rlef.
+        if type(error).__name__ == "UserError":
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        raise
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    if options.command == "doctor":
+        return doctor()
+    if options.command == "report" and Path(options.config).is_dir():
+        from rlef.stages.report import write_report
+
+        print(write_report(Path(options.config)))
+        return 0
+    from rlef.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    if options.command == "check":
+        return check(config)
+    from rlef import pipeline
+
+    if options.command == "run":
+        run = pipeline.run(config, start=options.start, only=options.only, yes=options.yes)
+    else:
+        run = pipeline.run(config, only=options.command, yes=options.yes)
+    print(f"\nrun directory: {run.root}" + (f"\nreport: {run.root / 'report.html'}" if (run.root / "report.html").is_file() else ""))
+    return 0
+
+
+def check(config: Any) -> int:
+    """Everything that can be known without loading a model."""
+    from rlef import pipeline, shapes
+    from rlef.run_dir import RunDir
+
+    run = RunDir(str(config.run.dir))
+    print(f"config ok: {len(config.stages)} stages, run directory {run.root}")
+    for name, stage in config.stages.items():
+        inputs = pipeline.resolve_inputs(config, name)
+        manifest = run.manifest(name)
+        state = "to run"
+        if manifest is not None:
+            changed = pipeline.changed_keys(manifest.fingerprint, pipeline.fingerprint(config, run, name, inputs))
+            state = f"changed: {', '.join(changed)}" if changed else f"done ({manifest.seconds:.0f} s)"
+        shown = ", ".join(f"{key} <- {source}" for key, source in inputs.items() if stage.kind not in ("report",))
+        print(f"  {name:12} {state:24} {shown}")
+    for line in shapes.describe(config):
+        print(line)
+    return 0
+
+
+def doctor() -> int:
+    """What this machine is."""
+    import importlib.metadata
+    import platform
+    import shutil
+
+    import torch
+
+    print(f"python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores")
+    for name in ("rlef", "torch", "transformers", "trl", "deepspeed", "datasets", "wandb", "vllm"):
+        try:
+            print(f"  {name:14}{importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            print(f"  {name:14}not installed")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    print(f"memory {memory:.1f} GiB, disk free {shutil.disk_usage('.').free / 2**30:.0f} GiB")
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    print(f"GPUs: {', '.join(gpus) or 'none'}")
+    print(f"W&B: {'online (key in the environment)' if os.environ.get('WANDB_API_KEY') else 'offline'}")
+    print(f"matmul: {gflops():.0f} GFLOP/s (fp32, {torch.get_num_threads()} threads)")
+    return 0
+
+
+def gflops(size: int = 1024, repeats: int = 20) -> float:
+    """Median speed of an fp32 matrix product on the CPU, so that times can be held against a machine."""
+    import torch
+
+    a = torch.randn(size, size)
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        torch.mm(a, a)
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / sorted(times)[repeats // 2] / 1e9
+
+
+def _quiet() -> None:
+    """Third-party chatter off; what matters of it becomes an error."""
+    for key, value in {
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", ""),
+        "DATASETS_VERBOSITY": "error",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+    }.items():
+        if value:
+            os.environ.setdefault(key, value)
+    import warnings
+
+    warnings.filterwarnings("ignore")
+
+
+def _terminated(signum: int, frame: Any) -> None:
+    print("stopped by SIGTERM; the same command goes on with the first unfinished stage", file=sys.stderr, flush=True)
+    os._exit(75)

@@ -1,0 +1,468 @@
+"""The whole configuration: one frozen schema, every default in it with its unit and source, all errors at once, no torch.
+
+A config is a YAML file with the sections `run`, `model`, `teacher`, `tracking`, `launch` and the ordered mapping `stages`
+(name -> settings; `kind` defaults to the name). On the command line `key.sub=value` overrides a value; a key that starts
+with a stage's name (`ppo.iterations=20`) means `stages.ppo.iterations`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from reward_models.config import InstructionModelConfig, ProcessModelConfig
+from rlef.errors import UserError
+
+
+class Section(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# ---------------------------------------------------------------------------------------------- sections
+
+
+class RunSection(Section):
+    dir: str | None = Field(default=None, description="run directory; default runs/<name of the config file>")
+    seed: int = Field(default=0, ge=0, description="the one seed that all sampling, shuffling and initialisation derive from")
+
+
+class RandomInit(Section):
+    """A small Llama from random initialisation, with a byte-level BPE tokenizer trained on the run's own text (digits split)."""
+
+    vocab_size: int = Field(default=1024, ge=300, description="upper limit of the tokenizer's vocabulary")
+    hidden_size: int = Field(default=128, description="must be heads x a head size vLLM on CPU knows: 32, 64, 80, 96, 112, 128")
+    layers: int = 4
+    heads: int = 4
+    intermediate_size: int = 384
+    max_positions: int = 512
+
+
+class ModelSection(Section):
+    """The policy that SFT starts from: exactly one of `path` and `random`."""
+
+    path: str | None = Field(default=None, description="hub id or folder for from_pretrained")
+    gguf_file: str | None = Field(default=None, description="file in `path`, for a GGUF checkpoint")
+    random: RandomInit | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    prompt_template: str = Field(default="{question}", description="the user turn; {question} is replaced")
+    system_prompt: str | None = None
+    step_delimiter: str = Field(default="\n", description="what ends a step in an answer")
+    answer_marker: str = Field(default="####", description="what stands before the final answer")
+    trust_remote_code: bool = False
+
+
+class TeacherSection(Section):
+    """Who evolves, answers and judges."""
+
+    kind: Literal["symbolic", "hf", "openai"] = "symbolic"
+    model: str | None = Field(default=None, description="hf: folder or hub id (default: model.path); openai: the served model's name")
+    gguf_file: str | None = None
+    base_url: str | None = Field(default=None, description="openai: e.g. http://localhost:8000/v1")
+    api_key_env: str = Field(
+        default="OPENAI_API_KEY", description="name of the environment variable that holds the key (never the key itself)"
+    )
+    temperature: float = Field(default=0.7, ge=0)
+    max_tokens: int = Field(default=512, ge=1)
+    concurrency: int = Field(default=16, ge=1, description="requests in flight (openai)")
+    batch_size: int = Field(default=32, ge=1, description="rows decoded together (hf)")
+    timeout_s: float = Field(default=120.0, gt=0)
+    retries: int = Field(default=5, ge=0)
+    flaw_rate: float = Field(
+        default=0.25, ge=0, le=1, description="symbolic: share of evolutions that come out flawed, as a real teacher's do"
+    )
+
+
+class TrackingSection(Section):
+    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
+        default="auto", description="auto: online with a key, offline without one"
+    )
+    project: str = "rlef"
+    entity: str | None = None
+    group: str | None = Field(default=None, description="default: the run directory's name")
+
+
+class LaunchSection(Section):
+    """How stages that train are started. Not part of a stage's fingerprint."""
+
+    processes: int = Field(default=1, ge=1, description="processes on this machine; >1 starts torchrun")
+    deepspeed: str | None = Field(default=None, description="DeepSpeed JSON for the trained models (configs/deepspeed/)")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+# ---------------------------------------------------------------------------------------------- stages
+
+
+class Stage(Section):
+    """What every stage has."""
+
+    paid: bool = Field(default=False, description="redo a finished run of this stage only with --yes")
+
+
+class ProblemsStage(Stage):
+    kind: Literal["problems"] = "problems"
+    source: Literal["symbolic", "jsonl", "datasets"] = "symbolic"
+    path: str | None = Field(default=None, description="jsonl: file; datasets: hub id or folder")
+    subset: str | None = Field(default=None, description="datasets: configuration name, e.g. main")
+    split: str = Field(default="train", description="datasets: split of the seeds")
+    held_out_path: str | None = Field(default=None, description="file of held-out problems; evaluate.path does the same")
+    held_out_split: str | None = Field(default=None, description="datasets: split of the held-out problems")
+    seeds: int = Field(default=600, ge=1, description="problems with solutions")
+    held_out: int = Field(default=1000, ge=1, description="problems that nothing trains on")
+    seed_depths: tuple[int, int] = Field(default=(1, 3), description="symbolic: fewest and most steps of the seeds")
+    held_out_depths: tuple[int, int] = Field(default=(1, 5), description="symbolic: fewest and most steps of the held-out problems")
+    max_number: int = Field(default=50, ge=10, description="symbolic: largest quantity in a seed")
+
+
+class EvolveStage(Stage):
+    kind: Literal["evolve"] = "evolve"
+    problems: str | None = Field(default=None, description="input: a problems stage or folder")
+    rounds: int = Field(default=3, ge=1)
+    weights: dict[str, float] = Field(
+        default={"up": 0.5, "down": 0.25, "breadth": 0.25}, description="relative frequency of the lines up, down, breadth"
+    )
+    per_round: int | None = Field(default=None, description="parents drawn each round; default: all kept so far")
+    max_depth: int = Field(default=5, description="symbolic: evolution stops at this many steps")
+    near_duplicate_threshold: float = Field(
+        default=0.9, gt=0, le=1, description="Jaccard similarity of word 3-grams above which a row is a near duplicate"
+    )
+
+
+class RespondStage(Stage):
+    kind: Literal["respond"] = "respond"
+    prompts: str | None = Field(default=None, description="input: an evolve stage or folder")
+    count: int = Field(default=1000, ge=1, description="evolved problems that the teacher answers; the others stay prompts for RL")
+    samples: int = Field(default=4, ge=1, description="answers a problem; kept where the known answer or self-consistency agrees")
+    min_agreement: float = Field(
+        default=0.5, gt=0, le=1, description="share of samples that must give the majority answer where none is known"
+    )
+
+
+class TrainSettings(Stage):
+    """Shared by the stages that train by gradient."""
+
+    learning_rate: float = Field(default=1e-3, gt=0)
+    batch_size: int = Field(default=32, ge=1, description="rows per optimiser step, over all processes")
+    micro_batch_size: int = Field(default=32, ge=1, description="rows per forward on one process; not part of the fingerprint")
+    warmup_ratio: float = Field(default=0.05, ge=0, le=1)
+    weight_decay: float = 0.0
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+
+class SftStage(TrainSettings):
+    kind: Literal["sft"] = "sft"
+    init: str | None = Field(default=None, description="input: a stage with a model, or a folder; default: the model section")
+    data: Literal["seeds", "evolved", "both"] = "both"
+    max_steps: int = Field(default=1000, ge=1, description="optimiser steps at most")
+    eval_every: int = Field(default=100, ge=1, description="steps between looks at the held-back tenth of the data")
+    patience: int | None = Field(default=5, description="looks without improvement before it stops; None: never stop early")
+    max_length: int = Field(default=512, ge=8, description="tokens of prompt and answer")
+
+
+class LabelStage(Stage):
+    kind: Literal["label"] = "label"
+    policy: str | None = Field(default=None, description="input: the stage whose model answers (default: nearest earlier sft)")
+    lists: int = Field(default=400, ge=1, description="ranked lists for the IRM")
+    list_size: int = Field(default=6, ge=2)
+    count: int = Field(default=800, ge=1, description="problems whose solutions are judged step by step")
+    samples: int = Field(default=4, ge=1, description="solutions a problem")
+    temperature: float = Field(default=1.0, gt=0)
+    max_tokens: int = Field(default=128, ge=1)
+    method: Literal["auto", "symbolic", "judge", "calculator"] = Field(
+        default="auto", description="calculator: equations plus Monte Carlo against training answers"
+    )
+    completions: int = Field(default=4, ge=1, description="calculator: Monte Carlo completions of a prefix")
+    batch_size: int = Field(default=256, ge=1, description="rows decoded together")
+    held_out_fraction: float = Field(
+        default=0.15, gt=0, lt=1, description="share of lists and problems kept for evaluating the reward models"
+    )
+
+
+class IrmStage(InstructionModelConfig, TrainSettings):
+    kind: Literal["irm"] = "irm"
+    init: str | None = None
+    labels: str | None = None
+
+
+class PrmStage(ProcessModelConfig, TrainSettings):
+    kind: Literal["prm"] = "prm"
+    init: str | None = None
+    labels: str | None = None
+
+
+class RewardSettings(Stage):
+    """Inputs and rules of the one reward r = r_I * r_A (algorithms: rlef.rl.reward)."""
+
+    init: str | None = Field(default=None, description="input: the policy to start from")
+    prompts: str | None = Field(default=None, description="input: problems to practise on (default: the evolved ones nobody answered)")
+    irm: str | None = Field(default=None, description="input; 'none' sets r_I = 1")
+    prm: str | None = Field(default=None, description="input: the process reward model")
+    max_tokens: int = Field(default=128, ge=1, description="tokens of an answer")
+    use_answers: bool = Field(
+        default=False, description="True: rows whose answer is known and wrong get r_A = 0. The default learns from learned rewards alone"
+    )
+    score_batch_size: int = Field(default=128, ge=1)
+    rollout_batch_size: int = Field(default=512, ge=1, description="rows decoded together")
+
+
+class PpoStage(RewardSettings):
+    """PPO with a critic. Formulas and sources: rlef.rl."""
+
+    kind: Literal["ppo"] = "ppo"
+    iterations: int = Field(default=60, ge=1)
+    prompts_per_iteration: int = Field(default=64, ge=1, description="over all processes")
+    samples_per_prompt: int = Field(default=8, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    reward_mode: Literal["min_terminal", "running_min_delta"] = Field(
+        default="running_min_delta", description="min_terminal: as the paper; running_min_delta: same total, credit at each step"
+    )
+    missing_eos_penalty: float = Field(default=0.1, ge=0, description="subtracted once from an answer cut off at max_tokens")
+    kl_coef: float = Field(default=0.02, ge=0, description="beta of the k1 penalty in the reward")
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    lam: float = Field(default=0.95, ge=0, le=1)
+    epochs: int = Field(default=1, ge=1)
+    minibatches: int = Field(default=4, ge=1, description="optimiser steps an epoch")
+    micro_batch_size: int = Field(default=128, ge=1, description="rows per forward; not part of the fingerprint")
+    clip_range: float = Field(default=0.2, gt=0)
+    dual_clip: float | None = Field(default=3.0, description="cap on the ratio for negative advantages; None: off")
+    value_clip: float | None = None
+    target_kl: float | None = Field(
+        default=0.05, description="an optimiser step whose approx_kl would exceed 1.5 times this ends the iteration; None: off"
+    )
+    policy_lr: float = Field(default=5e-5, gt=0)
+    critic_lr: float = Field(default=5e-4, gt=0)
+    critic_warmup: int = Field(default=3, ge=0, description="first iterations that train the critic alone")
+    lr_warmup: int = Field(default=5, ge=0, description="optimiser steps of linear warm-up")
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    whiten_advantages: bool = True
+
+
+class DpoStage(RewardSettings, TrainSettings):
+    kind: Literal["dpo"] = "dpo"
+    count: int = Field(default=1500, ge=1, description="prompts sampled")
+    samples_per_prompt: int = Field(default=8, ge=2)
+    temperature: float = Field(default=1.0, gt=0)
+    beta: float = Field(default=0.1, gt=0)
+    min_margin: float = Field(default=0.3, ge=0, le=1, description="least difference of reward between chosen and rejected")
+    max_length_ratio: float = Field(default=2.0, ge=1)
+    epochs: float = Field(default=1.0, gt=0)
+
+
+class RftStage(RewardSettings, TrainSettings):
+    """Best-of-n distillation: the baseline of PPO and DPO by the same rewards and samples."""
+
+    kind: Literal["rft"] = "rft"
+    count: int = Field(default=1500, ge=1)
+    samples_per_prompt: int = Field(default=8, ge=2)
+    temperature: float = Field(default=1.0, gt=0)
+    min_reward: float = Field(default=0.5, ge=0, le=1)
+    epochs: float = Field(default=1.0, gt=0)
+
+
+class EvaluateStage(Stage):
+    kind: Literal["evaluate"] = "evaluate"
+    path: str | None = Field(default=None, description="JSONL of held-out problems; default: the problems stage's held-out file")
+    policies: tuple[str, ...] | None = Field(
+        default=None, description="stages to compare; default: base (if any) and every stage with a policy"
+    )
+    gain_over: str = Field(default="sft", description="the policy that gains are measured against")
+    prm: str | None = None
+    count: int = Field(default=400, ge=1, description="held-out problems, greedy")
+    vote_count: int = Field(default=100, ge=0, description="the first of them, k samples each")
+    k: int = Field(default=8, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    max_tokens: int = Field(default=128, ge=1)
+    batch_size: int = Field(default=512, ge=1)
+
+
+class ReportStage(Stage):
+    kind: Literal["report"] = "report"
+
+
+AnyStage = Annotated[
+    ProblemsStage
+    | EvolveStage
+    | RespondStage
+    | SftStage
+    | LabelStage
+    | IrmStage
+    | PrmStage
+    | PpoStage
+    | DpoStage
+    | RftStage
+    | EvaluateStage
+    | ReportStage,
+    Field(discriminator="kind"),
+]
+
+
+STAGE_TYPES: dict[str, type[Stage]] = {
+    stage.model_fields["kind"].default: stage
+    for stage in (
+        ProblemsStage, EvolveStage, RespondStage, SftStage, LabelStage, IrmStage,
+        PrmStage, PpoStage, DpoStage, RftStage, EvaluateStage, ReportStage,
+    )
+}  # fmt: skip
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: RunSection = RunSection()
+    model: ModelSection
+    teacher: TeacherSection = TeacherSection()
+    tracking: TrackingSection = TrackingSection()
+    launch: LaunchSection = LaunchSection()
+    stages: dict[str, AnyStage]
+
+    @model_validator(mode="after")
+    def _joined_up(self) -> Config:
+        """Rules between sections; all broken ones are named at once."""
+        wrong: list[str] = []
+        model = self.model
+        if (model.path is None) == (model.random is None):
+            wrong.append("model: give exactly one of `path` and `random`")
+        if model.random is not None and (
+            model.random.hidden_size % model.random.heads or model.random.hidden_size // model.random.heads not in HEAD_SIZES
+        ):
+            wrong.append(f"model.random: hidden_size / heads must be one of {', '.join(map(str, HEAD_SIZES))}")
+        if self.teacher.kind == "openai" and not (self.teacher.base_url and self.teacher.model):
+            wrong.append("teacher: kind openai needs `base_url` and `model`")
+        if self.teacher.kind == "hf" and self.teacher.model is None and model.path is None:
+            wrong.append("teacher: kind hf needs `teacher.model` (or model.path)")
+        for name, stage in self.stages.items():
+            if stage.kind == "problems":
+                if stage.source != "symbolic" and stage.path is None:
+                    wrong.append(f"stages.{name}.path: source {stage.source} needs a path")
+                if self.teacher.kind == "symbolic" and stage.source != "symbolic" and any(s.kind == "evolve" for s in self.stages.values()):
+                    wrong.append(
+                        f"stages.{name}.source: the symbolic teacher knows symbolic problems alone; set teacher.kind to hf or openai"
+                    )
+            world = self.launch.processes
+            if isinstance(stage, TrainSettings) and stage.batch_size % world:
+                wrong.append(f"stages.{name}.batch_size: {stage.batch_size} cannot be split over {world} processes")
+            if stage.kind == "ppo" and stage.prompts_per_iteration < world:
+                wrong.append(f"stages.{name}.prompts_per_iteration: fewer prompts than processes ({world})")
+        if not self.stages:
+            wrong.append("stages: name at least one stage")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    def held_out_files(self) -> list[str]:
+        """Every file of test problems that the run names: nothing evolved may repeat them."""
+        return [stage.path for stage in self.stages.values() if stage.kind == "evaluate" and stage.path]
+
+
+HEAD_SIZES = (32, 64, 80, 96, 112, 128)  # that vLLM's CPU attention knows
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `key.sub=value` overrides, validate. All mistakes are raised together as one UserError."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file", fix="give the path of a YAML file, e.g. configs/quickstart.yaml")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})", fix="mend that line") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a config is a mapping of sections", fix="start from configs/quickstart.yaml")
+    stages = data.get("stages") or {}
+    if not isinstance(stages, dict):
+        raise UserError(f"{path}: stages must be a mapping name -> settings", fix="write `stages:` with one indented name a line")
+    data["stages"] = {name: dict(settings or {}) for name, settings in stages.items()}
+    for override in overrides:
+        _override(data, override)
+    for name, settings in data["stages"].items():
+        settings.setdefault("kind", name)
+    run = data["run"] = dict(data.get("run") or {})
+    run["dir"] = run.get("dir") or f"runs/{path.stem}"
+    config = parse_config(data, str(path))
+    _check_files(config, path)
+    return config
+
+
+def parse_config(data: dict[str, Any], source: str) -> Config:
+    """Validate a plain mapping. Raises UserError with every mistake, each with its key, and the nearest known key for a typo."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        lines = [line for one in error.errors() for line in _explain(one)]
+        raise UserError(
+            f"{source}: {len(lines)} mistake(s)\n" + "\n".join(f"  - {line}" for line in lines), fix="mend these keys"
+        ) from None
+
+
+def _explain(error: Any) -> list[str]:
+    kinds = set(STAGE_TYPES)
+    # pydantic puts the union's tag into the location after the stage's name: stages.ppo.ppo.lr
+    parts = [str(part) for part in error["loc"]]
+    if len(parts) > 2 and parts[0] == "stages" and parts[2] in kinds:
+        owner: type[BaseModel] | None = STAGE_TYPES[parts.pop(2)]
+        depth = 2
+    else:
+        owner, depth = Config, 0
+    key = ".".join(parts)
+    if error["type"] == "extra_forbidden":
+        for part in parts[depth:-1]:
+            field = owner.model_fields.get(part) if owner else None
+            owner = next((t for t in _models(field.annotation)), None) if field else None
+        near = difflib.get_close_matches(parts[-1], list(owner.model_fields) if owner else [], n=1, cutoff=0.5)
+        return [f"{key}: unknown key" + (f"; did you mean `{near[0]}`?" if near else "")]
+    if error["type"] == "union_tag_invalid":
+        given = str(error["ctx"].get("tag", ""))
+        near = difflib.get_close_matches(given, kinds, n=1)
+        return [f"{key}: unknown stage kind {given!r}; {f'did you mean `{near[0]}`?' if near else 'known: ' + ', '.join(sorted(kinds))}"]
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not key:
+        return message.splitlines()
+    return [f"{key}: {message} (given: {error['input']!r})" if error["type"] != "missing" else f"{key}: {message}"]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    found = [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+    return found + [model for part in get_args(annotation) for model in _models(part)]
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"{text!r}: not an override", fix="write key.sub=value, e.g. ppo.iterations=20")
+    parts = key.split(".")
+    if parts[0] in data["stages"] and parts[0] not in Config.model_fields:
+        parts = ["stages", *parts]
+    target = data
+    for part in parts[:-1]:
+        step = target.setdefault(part, {})
+        if step is None:
+            step = target[part] = {}
+        if not isinstance(step, dict):
+            raise UserError(f"{key}: {part} is no section", fix="check the key")
+        target = step
+    try:
+        target[parts[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"{text!r}: the value is not valid YAML", fix="quote it") from None
+
+
+def _check_files(config: Config, path: Path) -> None:
+    """Local files that the config names must exist before anything loads. `path` of a datasets source may be a hub id."""
+    named = {"launch.deepspeed": config.launch.deepspeed}
+    for name, stage in config.stages.items():
+        if stage.kind == "problems":
+            named[f"stages.{name}.path"] = stage.path if stage.source == "jsonl" else None
+            named[f"stages.{name}.held_out_path"] = stage.held_out_path
+        if stage.kind == "evaluate":
+            named[f"stages.{name}.path"] = stage.path
+    wrong = [f"  - {key}: {file}: no such file" for key, file in named.items() if file is not None and not Path(file).is_file()]
+    if wrong:
+        raise UserError(f"{path}: {len(wrong)} mistake(s)\n" + "\n".join(wrong), fix="paths are taken from the folder you start in")

@@ -1,0 +1,57 @@
+"""Ranks and sums over them; without a process group everything is the identity of one process."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as torch_dist
+
+
+def init(device: str = "auto") -> None:
+    """Join the process group that torchrun announces; nothing to do for a single process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch_dist.is_initialized():
+        on_gpu = torch.cuda.is_available() and device != "cpu"
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch_dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=30))
+
+
+def active() -> bool:
+    return torch_dist.is_available() and torch_dist.is_initialized()
+
+
+def rank() -> int:
+    return torch_dist.get_rank() if active() else 0
+
+
+def world() -> int:
+    return torch_dist.get_world_size() if active() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over ranks, as a new tensor."""
+    return _reduce(tensor, torch_dist.ReduceOp.SUM)
+
+
+def all_reduce_max(tensor: torch.Tensor) -> torch.Tensor:
+    return _reduce(tensor, torch_dist.ReduceOp.MAX)
+
+
+def _reduce(tensor: torch.Tensor, operation: torch_dist.ReduceOp.RedOpType) -> torch.Tensor:
+    if not active():
+        return tensor
+    on_gpu = torch_dist.get_backend() == "nccl" and not tensor.is_cuda
+    moved = tensor.cuda() if on_gpu else tensor.clone()
+    torch_dist.all_reduce(moved, operation)
+    return moved.to(tensor.device)
+
+
+def barrier() -> None:
+    if active():
+        torch_dist.barrier()

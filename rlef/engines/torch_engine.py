@@ -1,0 +1,105 @@
+"""AdamW on plain torch: one process, or several that sum their gradients once a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlef.engines import dist
+from rlef.engines.base import StepResult
+
+
+class TorchEngine:
+    """See rlef.engines.base.Engine. Weights in half precision are trained through fp32 copies: an lr of 1e-6 never moves a bf16 weight."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        warmup_steps: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.module = module.to(self.device)
+        self.max_grad_norm, self.lr, self.warmup_steps = max_grad_norm, lr, warmup_steps
+        self._weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._masters = [
+            weight.detach().float().requires_grad_() if weight.dtype in (torch.bfloat16, torch.float16) else weight
+            for weight in self._weights
+        ]
+        self.optimizer = torch.optim.AdamW(self._masters, lr=lr, betas=betas, weight_decay=weight_decay)
+        self.steps = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        loss.backward()
+
+    def step(self) -> StepResult:
+        """Sum over ranks, clip, step. The norm returned is the one before clipping; a gradient that is not finite changes nothing."""
+        for weight, master in zip(self._weights, self._masters, strict=True):
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            if master is not weight:
+                master.grad = gradient.float()
+            else:
+                weight.grad = gradient
+        if dist.world() > 1:
+            flat = dist.all_reduce_sum(torch.cat([master.grad.flatten() for master in self._masters if master.grad is not None]))
+            for master, piece in zip(self._masters, flat.split([master.numel() for master in self._masters]), strict=True):
+                master.grad = piece.view_as(master)
+        norm = nn.utils.clip_grad_norm_(self._masters, self.max_grad_norm)
+        skipped = not bool(torch.isfinite(norm))
+        lr = self.lr * min(1.0, (self.steps + 1) / self.warmup_steps) if self.warmup_steps else self.lr
+        if not skipped:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+            self.steps += 1
+            with torch.no_grad():
+                for weight, master in zip(self._weights, self._masters, strict=True):
+                    if master is not weight:
+                        weight.copy_(master)
+        self.discard()
+        return StepResult(float(norm), skipped, lr)
+
+    def discard(self) -> None:
+        for weight, master in zip(self._weights, self._masters, strict=True):
+            weight.grad = master.grad = None
+
+    def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.module.named_parameters()
+
+    def save_model(self, folder: Path) -> None:
+        if dist.is_main():
+            self.module.save_pretrained(folder)  # type: ignore[operator]
+        dist.barrier()
+
+    def save(self, folder: Path) -> None:
+        if dist.is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            state = {
+                "weights": [weight.detach() for weight in self._masters],
+                "optimizer": self.optimizer.state_dict(),
+                "steps": self.steps,
+            }
+            torch.save(state, folder / "state.pt")
+        dist.barrier()
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
+        with torch.no_grad():
+            for weight, master, stored in zip(self._weights, self._masters, state["weights"], strict=True):
+                master.copy_(stored)
+                if master is not weight:
+                    weight.copy_(stored)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]

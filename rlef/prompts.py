@@ -1,0 +1,67 @@
+"""Text in and out of chat models: the policy's own format, and the templates that ask a teacher, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlef.answers import extract_answer
+from rlef.config import ModelSection
+
+Message = dict[str, str]
+
+
+def question_messages(question: str, model: ModelSection) -> list[Message]:
+    """The policy's turn: the system prompt, where there is one, and the question."""
+    system = [{"role": "system", "content": model.system_prompt}] if model.system_prompt else []
+    return [*system, {"role": "user", "content": model.prompt_template.replace("{question}", question)}]
+
+
+def answer_text(steps: Sequence[str], answer: str, model: ModelSection) -> str:
+    """A stepped answer as the policy should write it."""
+    return model.step_delimiter.join([*steps, f"{model.answer_marker} {answer}"])
+
+
+def split_answer(text: str, model: ModelSection) -> tuple[list[str], str | None]:
+    """Steps, the answer line included, and the extracted answer."""
+    steps = [part.strip() for part in text.split(model.step_delimiter) if part.strip()]
+    return steps, extract_answer(text, model.answer_marker)
+
+
+# --------------------------------------------------------------------------------------------- evolution
+
+_REWRITE = (
+    "Rewrite the problem below. {how} It must stay solvable, state every quantity that is needed, and end with one clear question. "
+    "Add at most 20 words. Answer with the new problem alone.\n\nProblem: {question}\n\nNew problem:"
+)
+_CREATE = (
+    "Write one new problem. {how} It must be solvable, state every quantity that is needed, and end with one clear question. "
+    "Answer with the new problem alone.\n\nExample: {question}\n\nNew problem:"
+)
+# operation -> template; the three lines are those of WizardMath (upward, downward) and WizardLM (breadth), in our own words.
+EVOLUTIONS: dict[str, str] = {
+    "up.add_constraint": _REWRITE.replace("{how}", "Add one more condition or requirement that changes the solution."),
+    "up.concretise": _REWRITE.replace("{how}", "Replace general ideas by more specific ones, with definite quantities."),
+    "up.add_step": _REWRITE.replace("{how}", "Change it so that the solution needs one more step of reasoning."),
+    "down.easier_revision": _REWRITE.replace("{how}", "Make it easier: fewer conditions, smaller numbers, fewer steps."),
+    "down.easier_topic": _CREATE.replace("{how}", "It should be easier than the example and about another topic."),
+    "breadth.new_topic": _CREATE.replace(
+        "{how}", "It should be as hard as the example, in the same domain, but rarer and about another topic."
+    ),
+}
+# Words that only stand in a rewrite when the prompt leaked into it.
+LEAKED_WORDS = ("rewritten prompt", "given prompt", "#the given", "#rewritten", "new problem:", "created prompt", "original problem")
+
+RESPOND = (
+    "Solve the problem step by step. Write one short step a line, with its calculation. "
+    "End with a line '{marker} ' followed by the final number alone.\n\nProblem: {question}"
+)
+JUDGE_INSTRUCTION = (
+    "Judge the quality of the problem below from 0 (worst) to 10 (best). definition: is it clear what is asked? precision: is every statement exact "
+    'and free of ambiguity? integrity: is everything given that is needed? Answer as JSON: {{"definition": n, "precision": n, "integrity": n}}\n\n'
+    "Problem: {question}\n\nJSON:"
+)
+JUDGE_STEPS = (
+    "Here is a problem and a solution with numbered steps. Find the first wrong step. Answer with its number alone, or 0 if all are right.\n\n"
+    "Problem: {question}\n\n{steps}\n\nFirst wrong step:"
+)
+SAME_PROBLEM = "Do these two problems ask for the same thing with the same difficulty? Answer yes or no.\n\nFirst: {first}\n\nSecond: {second}\n\nAnswer:"

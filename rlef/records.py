@@ -1,0 +1,164 @@
+"""The rows that pass between stages: one JSON object a line, one schema each, versioned.
+
+`read_jsonl` is the only reader and `write_jsonl` the only writer of these files. A row that does not parse is
+counted and set aside with its line number, never silently dropped; a file without one good row is a user's mistake.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rlef.errors import UserError
+
+SCHEMA_VERSION = 1
+
+
+class Record(BaseModel):
+    """A frozen row; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    version: Literal[1] = SCHEMA_VERSION
+
+
+class Lineage(BaseModel):
+    """Where an evolved problem comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    parent: str  # id of the problem it was made from
+    root: str  # id of the seed at the start of the line
+    operation: str  # e.g. "up.add_step", "down.easier", "breadth.new_topic"
+    round: int  # 1 for the first round
+    teacher: str  # who wrote it: "symbolic" or the model's name
+
+
+class Truth(BaseModel):
+    """What is known exactly of a symbolic problem. Only the symbolic teacher and the report may read it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    program: dict[str, Any]  # rlef.symbolic.programs.Program as JSON
+    shape: str  # the operations and how they hang together, without numbers, names or topic
+    flaw: str | None = None  # None: sound; else the kind of flaw
+
+
+class Problem(Record):
+    """One instruction, with its answer and solution where they are known."""
+
+    id: str
+    question: str
+    answer: str | None = None  # canonical text of the gold answer
+    solution: tuple[str, ...] | None = None  # steps, without the final answer line
+    source: str = ""  # file, dataset or generator
+    domain: Literal["math", "general"] = "math"
+    depth: int | None = None  # number of reasoning steps, where known
+    lineage: Lineage | None = None  # None for a seed
+    truth: Truth | None = None
+
+
+class Eliminated(Record):
+    """An evolved problem that was dropped, with the rule that dropped it."""
+
+    problem: Problem
+    rule: str
+    detail: str = ""
+
+
+class Solution(Record):
+    """A stepped answer to a problem, by a teacher or a policy."""
+
+    problem_id: str
+    question: str
+    steps: tuple[str, ...]  # without the final answer line
+    answer: str | None  # extracted and canonical; None: none found
+    text: str  # the whole answer as it was written
+    writer: str  # "seed", a teacher's name, or a policy's stage
+    sample: int = 0
+    temperature: float | None = None
+    agreement: float | None = None  # share of the samples with this answer, for self-consistency
+
+
+class Rollout(Record):
+    """One sampled answer with all parts of its reward."""
+
+    problem_id: str
+    iteration: int
+    sample: int
+    question: str
+    text: str
+    step_scores: tuple[float, ...]
+    instruction: float  # r_I
+    answer: float  # r_A
+    total: float  # r_I * r_A, before penalties
+    length: int  # tokens, EOS included
+    finished: bool  # ended by a stop token
+
+
+def problem_id(question: str, salt: str = "") -> str:
+    """A stable id of 16 hex digits: equal texts have equal ids."""
+    return hashlib.sha256(f"{salt}\n{' '.join(question.split())}".encode()).hexdigest()[:16]
+
+
+R = TypeVar("R", bound=BaseModel)
+
+
+class BadRow(BaseModel):
+    """A line that did not parse."""
+
+    line: int  # 1-based
+    error: str
+
+
+class Rows(list[R], Generic[R]):
+    """Good rows, with the bad ones beside them."""
+
+    bad: list[BadRow]
+
+
+def read_jsonl(path: str | Path, record: type[R], *, strict: bool = True) -> Rows[R]:
+    """Read a JSONL file. `strict` (files that a stage wrote): the first bad line is an error; otherwise bad lines are collected in `.bad`.
+
+    Raises UserError when the file is missing, has no good row, or (strict) has a bad line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file", fix="check the path in the config or on the command line")
+    rows: Rows[R] = Rows()
+    rows.bad = []
+    with path.open(encoding="utf-8") as handle:
+        for number, line in enumerate(handle, 1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(record.model_validate_json(line))
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(part) for part in first["loc"])
+                rows.bad.append(BadRow(line=number, error=f"{where}: {first['msg']}" if where else first["msg"]))
+                if strict:
+                    raise UserError(f"{path}, line {number}: {rows.bad[-1].error}", fix="mend or remove that line") from None
+    if not rows:
+        reason = f"line {rows.bad[0].line}: {rows.bad[0].error}" if rows.bad else "the file is empty"
+        raise UserError(f"{path}: no usable row ({reason})", fix="give a JSONL file with at least one good row")
+    return rows
+
+
+def write_jsonl(path: str | Path, rows: Iterable[BaseModel]) -> int:
+    """Write all rows to a temporary name, then rename: the file is whole or absent. Returns the number of rows."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    count = 0
+    with partial.open("w", encoding="utf-8") as handle:
+        for row in rows:
+            handle.write(json.dumps(row.model_dump(mode="json", exclude_none=True), ensure_ascii=False) + "\n")
+            count += 1
+        handle.flush()
+        os.fsync(handle.fileno())
+    partial.replace(path)
+    return count

@@ -1,0 +1,90 @@
+"""Policy and critic as modules that return one number a sampled token, so that an engine can wrap the whole computation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
+
+from rlef.rl.batch import Columns
+
+
+class TokenPolicy(nn.Module):
+    """log pi(token | state) at a temperature, and the entropy there. The LM head runs on answer positions only."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        # Some families scale or cap their logits after the head; there the head alone would give another distribution.
+        config = model.config
+        self._head_only = not any(key in config.to_dict() for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
+
+    def forward(self, batch: Columns, width: int, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """(b, width) log-probabilities and (b, width) entropies (no gradient through these), fp32 or wider."""
+        inputs: dict[str, Any] = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "position_ids": batch.position_ids,
+            "use_cache": False,
+        }
+        if self._head_only:
+            hidden = self.model.base_model(**inputs).last_hidden_state
+            head: Any = self.model.get_output_embeddings()
+            logits = head(hidden[batch.row, batch.state])  # (N, V)
+        else:
+            logits = self.model(**inputs).logits[batch.row, batch.state]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+        normaliser = torch.logsumexp(logits, -1)
+        logprobs = logits.gather(-1, batch.token[:, None]).squeeze(-1) - normaliser
+        with torch.no_grad():
+            probabilities = (logits - normaliser[:, None]).exp_()
+            entropy = normaliser - (probabilities * logits).sum(-1)
+        return batch.spread(logprobs, width), batch.spread(entropy, width)
+
+    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
+        self.model.save_pretrained(folder, **kwargs)
+
+
+class TokenCritic(nn.Module):
+    """V(state before the token): a one-label token classifier read at the same columns as the policy."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, *, dtype: str = "float32", trust_remote_code: bool = False, **load: Any) -> TokenCritic:
+        """The trunk of `folder` with a fresh head of zeros: V = 0 everywhere at the start, so the first advantages are plain returns.
+
+        A reward model's head is trained at step ends alone and would bias the values in between.
+        """
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **load)
+        config.num_labels = 1
+        for key in [name for name in config.to_dict() if name.endswith(("dropout", "pdrop"))]:
+            setattr(config, key, 0.0)
+        config.classifier_dropout = 0.0  # the default of AutoModelForTokenClassification heads is 0.1
+        model = AutoModelForTokenClassification.from_pretrained(
+            str(folder), config=config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, **load
+        )
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        with torch.no_grad():
+            for parameter in model.score.parameters():
+                parameter.zero_()
+        model.get_input_embeddings().padding_idx = None
+        return cls(model)
+
+    def forward(self, batch: Columns, width: int) -> torch.Tensor:
+        """(b, width) values, fp32 or wider."""
+        logits = self.model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False
+        ).logits
+        values = logits[batch.row, batch.state, 0]
+        return batch.spread(values.to(torch.promote_types(values.dtype, torch.float32)), width)
+
+    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
+        self.model.save_pretrained(folder, **kwargs)

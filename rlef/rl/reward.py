@@ -1,0 +1,149 @@
+"""The one place where r = r_I * r_A: scores of sampled answers, and where on the tokens they are placed.
+
+r_I in (0,1) comes from the instruction reward model and depends on the prompt alone; r_A is the least step score of the
+process reward model (WizardMath, arXiv 2308.09583; the minimum is stated in its third version). No gold answer is read
+unless `use_answers` is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from reward_models.process import StepScores, aggregate
+from reward_models.steps import split_steps, step_end_tokens, token_byte_spans
+from rlef.answers import extract_answer, same_answer
+from rlef.config import ModelSection
+from rlef.models import decode
+from rlef.records import Problem
+from rlef.rollout.base import Completion
+
+RewardMode = Literal["min_terminal", "running_min_delta"]
+
+
+class InstructionScorer(Protocol):
+    def score(self, instructions: list[str]) -> list[float]: ...
+
+
+class ProcessScorer(Protocol):
+    def score(self, questions: Sequence[str], steps: Sequence[Sequence[str]], batch_size: int) -> list[StepScores]: ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """All parts of one answer's reward."""
+
+    text: str
+    steps: tuple[str, ...]  # up to and including the final answer line; what follows it is not scored
+    step_scores: tuple[float, ...]  # p_k in (0,1), one a step
+    slots: tuple[int, ...]  # answer token that makes each step final
+    instruction: float  # r_I
+    answer: float  # r_A = min p_k, or 0 with the reason in `zeroed`
+    zeroed: str | None  # unfinished | no_answer | too_long | wrong_answer
+    extracted: str | None  # the final answer's text
+    steps_after_answer: int
+    repeated_steps: int
+
+    @property
+    def total(self) -> float:
+        return self.instruction * self.answer
+
+
+class RewardFunction:
+    """Scores (problem, completion) pairs. A policy answer is decoded to text and re-encoded by the PRM's own tokenizer."""
+
+    def __init__(
+        self,
+        *,
+        prm: ProcessScorer,
+        irm: InstructionScorer | None,
+        tokenizer,
+        model: ModelSection,
+        stops: Sequence[int],
+        use_answers: bool = False,
+        batch_size: int = 128,
+    ) -> None:
+        self.prm, self.irm = prm, irm
+        self.tokenizer, self.model, self.stops = tokenizer, model, tuple(stops)
+        self.use_answers, self.batch_size = use_answers, batch_size
+
+    def score(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[Score]:
+        """One score a pair, in order."""
+        parsed = [self._parse(completion) for completion in completions]
+        asked = [row for row, (_, steps, _, _) in enumerate(parsed) if steps]
+        scored = self.prm.score([problems[row].question for row in asked], [parsed[row][1] for row in asked], self.batch_size)
+        step_scores = dict(zip(asked, scored, strict=True))
+        instruction = self.instruction_scores([problem.question for problem in problems])
+        scores = []
+        for row, (problem, completion) in enumerate(zip(problems, completions, strict=True)):
+            text, steps, slots, after = parsed[row]
+            judged = step_scores.get(row, StepScores(scores=(), truncated=False))
+            extracted = extract_answer(text, self.model.answer_marker)
+            zeroed = None
+            if not completion.finished:
+                zeroed = "unfinished"
+            elif not steps or extracted is None:
+                zeroed = "no_answer"
+            elif judged.truncated:
+                zeroed = "too_long"
+            elif self.use_answers and problem.answer is not None and not same_answer(extracted, problem.answer):
+                zeroed = "wrong_answer"
+            scores.append(
+                Score(
+                    text=text,
+                    steps=tuple(steps),
+                    step_scores=() if judged.truncated else judged.scores,
+                    slots=() if judged.truncated else tuple(slots),
+                    instruction=instruction[row],
+                    answer=0.0 if zeroed else aggregate(judged.scores, "min"),
+                    zeroed=zeroed,
+                    extracted=extracted,
+                    steps_after_answer=after,
+                    repeated_steps=len(steps) - len({" ".join(step.split()) for step in steps}),
+                )
+            )
+        return scores
+
+    def instruction_scores(self, questions: Sequence[str]) -> list[float]:
+        """r_I a question; 1 where the run has no instruction reward model. Each distinct question is scored once."""
+        if self.irm is None:
+            return [1.0] * len(questions)
+        distinct = list(dict.fromkeys(questions))
+        known = dict(zip(distinct, self.irm.score(distinct), strict=True))
+        return [known[question] for question in questions]
+
+    def _parse(self, completion: Completion) -> tuple[str, list[str], list[int], int]:
+        """Text, steps up to the answer line, the token that closes each, and the number of steps after the answer line."""
+        text = decode(self.tokenizer, completion.tokens, self.stops)
+        steps = split_steps(text, self.model.step_delimiter)
+        last = next((index for index, step in enumerate(steps) if self.model.answer_marker in step.text), len(steps) - 1)
+        counted = steps[: last + 1]
+        ends = [end for _, end in token_byte_spans(self.tokenizer, completion.tokens)]
+        slots = step_end_tokens(ends, counted)
+        # A step that no delimiter closed becomes final with the token that ends the answer.
+        slots = [slot if step.closed else len(completion.tokens) - 1 for slot, step in zip(slots, counted, strict=True)]
+        return text, [step.text for step in counted], slots, len(steps) - len(counted)
+
+
+def place_rewards(score: Score, length: int, finished: bool, *, mode: RewardMode, missing_eos_penalty: float) -> list[float]:
+    """Rewards a token of an answer of `length` >= 1 tokens, before the KL term.
+
+    min_terminal: r_I * r_A on the last token; sums to r_I * r_A.
+    running_min_delta: r_I * (M_k - M_{k-1}) where step k becomes final, M_k = min(M_{k-1}, p_k), M_0 = 1; a zeroed answer drops
+    to 0 on the last token. Sums to r_I * (r_A - 1): potential shaping of the former with Phi = M.
+    Both: an answer cut off by the length limit loses `missing_eos_penalty` once, on its last token.
+    """
+    rewards = [0.0] * length
+    if mode == "min_terminal":
+        rewards[-1] += score.instruction * score.answer
+    else:
+        least = 1.0
+        for slot, step_score in zip(score.slots, score.step_scores, strict=True):
+            rewards[slot] += score.instruction * (min(least, step_score) - least)
+            least = min(least, step_score)
+        if score.zeroed:
+            rewards[-1] -= score.instruction * least
+    if not finished:
+        rewards[-1] -= missing_eos_penalty
+    return rewards

@@ -1,0 +1,111 @@
+"""Prompts in, sampled and scored answers out: shared by PPO, DPO and best-of-n distillation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reward_models.instruction import InstructionRewardModel
+from reward_models.process import ProcessRewardModel
+from rlef.config import ModelSection, RewardSettings
+from rlef.errors import UserError
+from rlef.models import Tokenizer, model_folder, pick_device, prompt_ids
+from rlef.records import Problem, read_jsonl
+from rlef.rl.reward import RewardFunction, Score
+from rlef.rollout.base import Completion, Generator, SampleRequest, SamplingParams
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A problem ready to be answered. `problem` holds no gold answer, solution or truth unless use_answers is set."""
+
+    problem: Problem
+    ids: tuple[int, ...]
+    gold: str | None  # for the log only
+
+    @property
+    def key(self) -> int:
+        return int(self.problem.id, 16)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer to one prompt."""
+
+    prompt: Prompt
+    index: int  # which of the prompt's samples
+    completion: Completion
+    score: Score
+
+
+def read_prompts(folder: Path, tokenizer: Tokenizer, model: ModelSection, *, use_answers: bool) -> list[Prompt]:
+    """The problems of a respond, evolve or problems stage, or of a JSONL file. Gold answers are taken off here, once for all."""
+    names = ("prompts.jsonl", "evolved.jsonl", "seeds.jsonl")
+    file = folder if folder.is_file() else next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder}: none of {', '.join(names)}", fix="name a respond, evolve or problems stage as `prompts`")
+    prompts = []
+    for problem in read_jsonl(file, Problem):
+        bare = problem if use_answers else problem.model_copy(update={"answer": None, "solution": None, "truth": None})
+        prompts.append(Prompt(problem=bare, ids=tuple(prompt_ids(tokenizer, problem.question, model)), gold=problem.answer))
+    return prompts
+
+
+def load_reward(
+    settings: RewardSettings,
+    inputs: dict[str, Path],
+    tokenizer: Tokenizer,
+    model: ModelSection,
+    stops: Sequence[int],
+    device: str,
+) -> RewardFunction:
+    """The reward models that the config names, behind one function."""
+    where = pick_device(device)
+    irm = InstructionRewardModel.load(model_folder(inputs["irm"]), where) if "irm" in inputs else None
+    prm = ProcessRewardModel.load(model_folder(inputs["prm"]), where)
+    return RewardFunction(
+        prm=prm,
+        irm=irm,
+        tokenizer=tokenizer,
+        model=model,
+        stops=stops,
+        use_answers=settings.use_answers,
+        batch_size=settings.score_batch_size,
+    )
+
+
+def take_prompts(prompts: Sequence[Prompt], iteration: int, count: int, seed: int) -> list[Prompt]:
+    """`count` distinct prompts, a function of (seed, iteration) alone: whole pieces of shuffled passes, each pass's remainder left out."""
+    pieces = len(prompts) // count
+    if pieces == 0:
+        raise UserError(
+            f"{len(prompts)} prompts, but {count} are wanted at a time", fix="lower prompts_per_iteration or evolve more prompts"
+        )
+    lap, piece = divmod(iteration, pieces)
+    order = random.Random(f"{seed}/{lap}").sample(range(len(prompts)), len(prompts))
+    return [prompts[place] for place in order[piece * count : (piece + 1) * count]]
+
+
+def sample_answers(
+    generator: Generator,
+    prompts: Sequence[Prompt],
+    samples: int,
+    params: SamplingParams,
+    *,
+    seed: int,
+    iteration: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[tuple[Prompt, int, Completion]]:
+    """`samples` answers a prompt, prompt after prompt. The noise of each belongs to (seed, iteration, prompt, sample)."""
+    wanted = [(prompt, index) for prompt in prompts for index in range(samples)]
+    requests = [SampleRequest(prompt.ids, (seed, iteration, prompt.key, index)) for prompt, index in wanted]
+    completions = generator.generate(requests, params, progress)
+    return [(prompt, index, completion) for (prompt, index), completion in zip(wanted, completions, strict=True)]
+
+
+def score_answers(reward: RewardFunction, answers: Sequence[tuple[Prompt, int, Completion]]) -> list[Sample]:
+    """The same answers with their scores."""
+    scores = reward.score([prompt.problem for prompt, _, _ in answers], [completion for _, _, completion in answers])
+    return [Sample(*answer, score) for answer, score in zip(answers, scores, strict=True)]

@@ -1,0 +1,57 @@
+"""What every sampler offers: token ids in, token ids out, with noise that belongs to the sample and not to the batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to sample. No top-p, top-k or repetition penalty: with any of them the sampler is not the policy that is scored."""
+
+    max_tokens: int
+    temperature: float = 1.0  # 0: greedy
+    stop_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One answer to sample. `key` names its noise: (run seed, iteration, prompt id as int, sample index)."""
+
+    prompt_ids: tuple[int, ...]
+    key: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Tokens include the stop token where one was sampled. `logprobs` are of the tempered distribution, one a token."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+
+
+class Generator(Protocol):
+    """A sampler. `progress` is called with the number of rows finished since its last call."""
+
+    def generate(
+        self, requests: Sequence[SampleRequest], params: SamplingParams, progress: Callable[[int], None] | None = None
+    ) -> list[Completion]: ...
+
+    def sync_weights(self, parameters: Iterable[tuple[str, torch.Tensor]]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def keyed_uniforms(key: Sequence[int], count: int) -> np.ndarray:
+    """`count` uniforms in [0,1) that depend on `key` alone: the same sample is drawn in any batch, order, rank or after a resume."""
+    digest = hashlib.blake2b(repr(tuple(int(part) for part in key)).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(count)

@@ -1,0 +1,107 @@
+"""Problems from JSONL files and `datasets`: GSM8K, question/answer, problem/solution, instruction/output and seed-task rows.
+
+A row that cannot be read is counted with its line number and set aside, never dropped in silence.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rlef.answers import canonical, extract_answer
+from rlef.errors import UserError
+from rlef.records import BadRow, Problem, problem_id
+
+_ANNOTATION = re.compile(r"<<[^<>]*>>")
+
+
+def read_problems(path: str | Path, *, limit: int | None = None) -> tuple[list[Problem], list[BadRow]]:
+    """Problems of a JSONL file, at most `limit`, and its bad rows. Raises UserError for a missing file or one without a good row."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file", fix="check the path in the config or on the command line")
+    with path.open(encoding="utf-8", errors="replace") as handle:
+        return _collect(_parsed(handle), str(path), limit)
+
+
+def load_problems(name: str, *, subset: str | None, split: str, limit: int | None = None) -> tuple[list[Problem], list[BadRow]]:
+    """Problems of a `datasets` data set: a hub id or a local folder."""
+    from datasets import load_dataset, load_from_disk
+
+    try:
+        if Path(name, "dataset_dict.json").is_file() or Path(name, "state.json").is_file():
+            data: Any = load_from_disk(name)
+            rows = data[split] if isinstance(data, dict) else data
+        else:
+            rows = load_dataset(name, subset, split=split)
+    except Exception as error:  # the library raises a dozen kinds, each with its own words
+        raise UserError(
+            f"data set {name} (split {split}): {type(error).__name__}: {error}",
+            fix="check the id, subset and split, or give a local folder",
+        ) from None
+    return _collect(((number, dict(row)) for number, row in enumerate(rows, 1)), f"{name}/{split}", limit)
+
+
+def _parsed(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                yield number, row if isinstance(row, dict) else "not a JSON object"
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield number, f"not JSON: {error}"
+
+
+def _collect(rows: Iterable[tuple[int, dict[str, Any] | str]], source: str, limit: int | None) -> tuple[list[Problem], list[BadRow]]:
+    problems: dict[str, Problem] = {}
+    bad: list[BadRow] = []
+    for number, row in rows:
+        if limit is not None and len(problems) >= limit:
+            break
+        try:
+            if isinstance(row, str):
+                raise ValueError(row)
+            problem = as_problem(row, source)
+            problems.setdefault(problem.id, problem)
+        except ValueError as error:
+            bad.append(BadRow(line=number, error=str(error)))
+    if not problems:
+        reason = f"line {bad[0].line}: {bad[0].error}" if bad else "the file is empty"
+        raise UserError(f"{source}: no usable problem ({reason})", fix='give rows such as {"question": ..., "answer": ...}')
+    return list(problems.values()), bad
+
+
+def as_problem(row: dict[str, Any], source: str) -> Problem:
+    """One row as a Problem. Raises ValueError that says what is missing."""
+    if isinstance(row.get("instances"), list) and row["instances"]:  # self-instruct seed tasks
+        row = row | row["instances"][0]
+    question = next(
+        (row[key] for key in ("question", "problem", "instruction", "prompt") if isinstance(row.get(key), str) and row[key].strip()), None
+    )
+    if question is None:
+        raise ValueError("no question, problem, instruction or prompt")
+    if isinstance(row.get("input"), str) and row["input"].strip():
+        question = f"{question}\n{row['input']}"
+    written = next((row[key] for key in ("solution", "answer", "output", "response") if isinstance(row.get(key), str)), None)
+    answer = row["answer"] if isinstance(row.get("answer"), str | int | float) and "solution" in row else None
+    steps: tuple[str, ...] | None = None
+    if written is not None:
+        body, marker, tail = written.rpartition("####")
+        steps = tuple(line for line in (_ANNOTATION.sub("", line).strip() for line in (body if marker else written).splitlines()) if line)
+        found = tail.strip() if marker else extract_answer(written)
+        answer = answer if answer is not None else found
+        if answer is None and len(written) <= 40:  # the bare answer, without a solution
+            answer, steps = written, None
+    math = answer is not None
+    return Problem(
+        id=problem_id(question),
+        question=question.strip(),
+        answer=canonical(str(answer)) if math else None,
+        solution=steps or None,
+        source=source,
+        domain="math" if math else "general",
+        depth=len(steps) if steps and math else None,
+    )

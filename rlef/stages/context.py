@@ -1,0 +1,27 @@
+"""What a stage is handed: its settings, its inputs' folders, its own folder, a tracker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlef.config import Config
+    from rlef.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """A stage is `run(ctx) -> dict` (its part of summary.json). It reads `inputs`, writes into `folder`, and nothing else."""
+
+    name: str
+    config: Config
+    settings: Any  # the stage's own section, e.g. PpoStage
+    inputs: dict[str, Path]  # input name (e.g. "init", "prompts", "irm") -> finished stage's folder, or an outside folder
+    folder: Path  # its own folder; half-written until the pipeline writes manifest.json last
+    tracker: Tracker
+
+    @property
+    def seed(self) -> int:
+        return self.config.run.seed

@@ -1,0 +1,90 @@
+"""Rounds of evolution: each parent is changed by one operation, what failed or repeats is set aside, the rest joins the pool."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from rlef.config import EvolveStage
+from rlef.evolution.decontamination import Duplicates, HeldOut
+from rlef.evolution.elimination import eliminated_by
+from rlef.evolution.operations import choose_operations
+from rlef.evolution.teachers import make_teacher
+from rlef.records import Eliminated, Problem, read_jsonl, write_jsonl
+from rlef.sources import read_problems
+from rlef.stages.context import StageContext
+
+STAGE_VERSION = 1
+CHUNK = 64  # parents a call of the teacher, for the progress bar
+
+
+def run(ctx: StageContext) -> dict:
+    """Writes evolved.jsonl (with lineage) and eliminated.jsonl (each with its rule)."""
+    settings: EvolveStage = ctx.settings
+    teacher = make_teacher(ctx.config)
+    seeds = read_jsonl(ctx.inputs["problems"] / "seeds.jsonl", Problem)
+    tests = list(read_jsonl(ctx.inputs["problems"] / "held_out.jsonl", Problem))
+    for file in ctx.config.held_out_files():
+        tests += read_problems(file)[0]
+    held_out = HeldOut(tests)
+    seen = Duplicates(settings.near_duplicate_threshold)
+    for seed in seeds:
+        seen.check_and_add(seed.question)
+
+    # A failed evolution leaves its parent in the pool for the next round.
+    pool: list[Problem] = list(seeds)
+    eliminated: list[Eliminated] = []
+    rules: Counter[str] = Counter()
+    operations: Counter[str] = Counter()
+    made = 0
+    total = settings.rounds * (settings.per_round or len(seeds))
+    with ctx.tracker.progress(ctx.name, total) as advance:
+        for number in range(1, settings.rounds + 1):
+            rng = random.Random(f"parents/{ctx.seed}/{number}")
+            wanted = settings.per_round or len(seeds)
+            parents = rng.sample(pool, wanted) if wanted <= len(pool) else rng.choices(pool, k=wanted)
+            chosen = choose_operations(wanted, teacher.operations, settings.weights, seed=f"operations/{ctx.seed}/{number}")
+            for start in range(0, wanted, CHUNK):
+                group = slice(start, start + CHUNK)
+                children = teacher.evolve(parents[group], chosen[group], round=number, seed=ctx.seed * 10**6 + start)
+                for parent, child in zip(parents[group], children, strict=True):
+                    made += 1
+                    if child is None:
+                        rules["no_answer"] += 1
+                        continue
+                    # Elimination sees texts alone: it must not profit from what a symbolic teacher knows.
+                    rule = eliminated_by(parent.question, child.question) or held_out.overlap(child) or seen.check_and_add(child.question)
+                    if rule is not None:
+                        rules[rule] += 1
+                        eliminated.append(Eliminated(problem=child, rule=rule))
+                        continue
+                    assert child.lineage is not None
+                    operations[child.lineage.operation] += 1
+                    pool.append(child)
+                advance(len(children))
+            kept = pool[len(seeds) :]
+            ctx.tracker.log(
+                {
+                    "evolve/kept": len(kept),
+                    "evolve/eliminated": sum(rules.values()),
+                    "evolve/mean_depth": sum(problem.depth or 0 for problem in kept) / max(1, len(kept)),
+                    "evolve/mean_words": sum(len(problem.question.split()) for problem in kept) / max(1, len(kept)),
+                },
+                number,
+            )
+    evolved = pool[len(seeds) :]
+    write_jsonl(ctx.folder / "evolved.jsonl", evolved)
+    write_jsonl(ctx.folder / "eliminated.jsonl", eliminated)
+    depths = Counter(problem.depth for problem in evolved if problem.depth is not None)
+    ctx.tracker.table(
+        "evolved", ["operation", "round", "question"],
+        [[problem.lineage.operation, problem.lineage.round, problem.question] for problem in evolved[:200] if problem.lineage],
+    )  # fmt: skip
+    return {
+        "made": made,
+        "kept": len(evolved),
+        "eliminated": dict(rules),
+        "operations": dict(operations),
+        "depths": {str(depth): depths[depth] for depth in sorted(depths)},
+        "flawed": sum(problem.answer is None for problem in evolved) / max(1, len(evolved)) if teacher.name == "symbolic" else None,
+    }

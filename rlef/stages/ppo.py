@@ -1,0 +1,395 @@
+"""PPO with a critic on the learned reward r_I * r_A: sample, score, estimate advantages, update; the loop reads from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from rlef.answers import same_answer
+from rlef.config import PpoStage
+from rlef.engines import dist, make_engine
+from rlef.engines.base import Engine
+from rlef.models import load_policy, load_tokenizer, model_folder, pick_device, stop_ids
+from rlef.records import Rollout, write_jsonl
+from rlef.rl.advantages import gae, k1, k3, masked, whiten
+from rlef.rl.batch import RolloutBatch, by_length, columns
+from rlef.rl.losses import explained_variance, policy_loss, value_loss
+from rlef.rl.policy import TokenCritic, TokenPolicy
+from rlef.rl.reward import place_rewards
+from rlef.rl.sampling import Sample, load_reward, read_prompts, sample_answers, score_answers, take_prompts
+from rlef.rollout.base import SamplingParams
+from rlef.rollout.hf import HFGenerator
+from rlef.stages.context import StageContext
+
+STAGE_VERSION = 1
+CHECKPOINT_EVERY = 10  # iterations
+KEPT_ROLLOUTS = 64  # of the last iteration, for the report
+
+
+@dataclass
+class Sums:
+    """Named sums over tokens, added up over ranks when read."""
+
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def add(self, **sums: torch.Tensor | float) -> None:
+        for name, value in sums.items():
+            self.values[name] = self.values.get(name, torch.zeros((), dtype=torch.float64)) + torch.as_tensor(value).detach().double().cpu()
+
+    def reduced(self) -> dict[str, float]:
+        names = sorted(self.values)
+        total = dist.all_reduce_sum(torch.stack([self.values[name] for name in names])) if names else torch.zeros(0)
+        return dict(zip(names, total.tolist(), strict=True))
+
+
+@contextmanager
+def timed(times: dict[str, float], name: str):
+    start = time.perf_counter()
+    yield
+    times[f"time/{name}"] = times.get(f"time/{name}", 0.0) + time.perf_counter() - start
+
+
+def run(ctx: StageContext) -> dict:
+    """Train the policy of `init` on `prompts` against `irm` x `prm`. Writes model/, rollouts.jsonl and, while it runs, checkpoint/."""
+    settings: PpoStage = ctx.settings
+    dist.init(ctx.config.launch.device)
+    device = pick_device(ctx.config.launch.device)
+    torch.manual_seed(ctx.seed)
+
+    # Policy, critic and a frozen reference; the sampler reads the policy's own weights.
+    start = model_folder(ctx.inputs["init"])
+    dtype, trust = ctx.config.model.dtype, ctx.config.model.trust_remote_code
+    tokenizer = load_tokenizer(start, trust_remote_code=trust)
+    policy_model = load_policy(start, dtype=dtype, trust_remote_code=trust)
+    reference = TokenPolicy(load_policy(start, dtype=dtype, trust_remote_code=trust)).to(device).requires_grad_(False)
+    critic_model = TokenCritic.from_folder(start, dtype=dtype, trust_remote_code=trust)
+    stops, pad = stop_ids(tokenizer, policy_model), int(tokenizer.pad_token_id)
+    common = {
+        "max_grad_norm": settings.max_grad_norm,
+        "warmup_steps": settings.lr_warmup,
+        "device": device,
+        "deepspeed_json": ctx.config.launch.deepspeed,
+    }
+    policy = make_engine(TokenPolicy(policy_model), lr=settings.policy_lr, **common)
+    critic = make_engine(critic_model, lr=settings.critic_lr, **common)
+    generator = HFGenerator(policy_model, pad, settings.rollout_batch_size)
+    reward = load_reward(settings, ctx.inputs, tokenizer, ctx.config.model, stops, ctx.config.launch.device)
+    prompts = read_prompts(ctx.inputs["prompts"], tokenizer, ctx.config.model, use_answers=settings.use_answers)
+    sampling = SamplingParams(settings.max_tokens, settings.temperature, stops)
+
+    first = _resume(ctx, policy, critic)
+    ctx.tracker.truncate(first)
+    last: list[Sample] = []
+    with ctx.tracker.progress(ctx.name, settings.iterations - first) as advance:
+        for iteration in range(first, settings.iterations):
+            times: dict[str, float] = {}
+
+            # 1. Sample answers to this rank's share of the iteration's prompts.
+            with timed(times, "rollout"):
+                chosen = take_prompts(prompts, iteration, settings.prompts_per_iteration, ctx.seed)
+                mine = list(range(dist.rank(), len(chosen), dist.world()))
+                answers = sample_answers(
+                    generator, [chosen[index] for index in mine], settings.samples_per_prompt, sampling, seed=ctx.seed, iteration=iteration
+                )
+
+            # 2. Score them: r_I of the prompt, r_A of the answer's weakest step.
+            with timed(times, "reward"):
+                samples = score_answers(reward, answers)
+                rows = [index * settings.samples_per_prompt + sample for index in mine for sample in range(settings.samples_per_prompt)]
+                batch = RolloutBatch.of(
+                    [sample.prompt.ids for sample in samples],
+                    [sample.completion.tokens for sample in samples],
+                    [sample.completion.logprobs for sample in samples],
+                    rows,
+                )
+
+            # 3. Log-probabilities of policy and reference, values; then rewards a token and advantages.
+            with timed(times, "forward"):
+                entropy = _fill(batch, policy, reference, critic, settings, pad, device)
+            scored = torch.zeros_like(batch.mask)
+            for row, sample in enumerate(samples):
+                length = len(sample.completion.tokens)
+                scored[row, :length] = torch.tensor(
+                    place_rewards(
+                        sample.score,
+                        length,
+                        sample.completion.finished,
+                        mode=settings.reward_mode,
+                        missing_eos_penalty=settings.missing_eos_penalty,
+                    )
+                )
+            batch.rewards = scored - settings.kl_coef * masked(k1(batch.old_logprobs, batch.ref_logprobs), batch.mask)
+            batch.advantages, batch.returns = gae(batch.rewards, batch.values, batch.mask, gamma=settings.gamma, lam=settings.lam)
+            if settings.whiten_advantages:
+                batch.advantages = whiten(batch.advantages, batch.mask, dist.all_reduce_sum)
+
+            # 4. Update the critic always, the policy once the critic has warmed up.
+            with timed(times, "update"):
+                updates = update(policy, critic, batch, settings, iteration, ctx.seed, pad, device)
+            generator.sync_weights((name.removeprefix("model."), value) for name, value in policy.full_parameters())
+
+            # 5. Log, show, save.
+            metrics = _metrics(batch, samples, entropy, settings) | updates | times
+            seconds = sum(times.values())
+            metrics["perf/tokens_per_second"] = metrics["rollout/tokens"] / seconds
+            metrics["perf/samples_per_second"] = settings.prompts_per_iteration * settings.samples_per_prompt / seconds
+            ctx.tracker.log(metrics, iteration + 1)
+            advance(1, reward=metrics["reward/total"], kl=metrics["ppo/kl"], length=metrics["rollout/length"])
+            last = samples
+            if (iteration + 1) % CHECKPOINT_EVERY == 0 and iteration + 1 < settings.iterations:
+                _checkpoint(ctx, policy, critic, iteration + 1)
+
+    if dist.is_main():
+        write_jsonl(ctx.folder / "rollouts.jsonl", [_as_rollout(sample, settings.iterations) for sample in last[:KEPT_ROLLOUTS]])
+        ctx.tracker.table("rollouts", *_table(last[:KEPT_ROLLOUTS]))
+    policy.save_model(ctx.folder / "model")
+    if dist.is_main():
+        tokenizer.save_pretrained(ctx.folder / "model")
+        shutil.rmtree(ctx.folder / "checkpoint", ignore_errors=True)
+    dist.barrier()
+    return {
+        "iterations": settings.iterations,
+        "samples": settings.iterations * settings.prompts_per_iteration * settings.samples_per_prompt,
+    }
+
+
+def update(
+    policy: Engine, critic: Engine, batch: RolloutBatch, settings: PpoStage, iteration: int, seed: int, pad: int, device: torch.device
+) -> dict[str, float]:
+    """`epochs` x `minibatches` optimiser steps, exactly, unless the early stop ends them.
+
+    Rows are dealt to mini-batches by their index over all ranks, and every loss is divided by the token count of the whole
+    optimiser step, so micro-batch size, row order and number of ranks change nothing.
+    """
+    train_policy = iteration >= settings.critic_warmup
+    total_rows = settings.prompts_per_iteration * settings.samples_per_prompt
+    here = {int(row): index for index, row in enumerate(batch.rows)}
+    sums, steps, stopped, skipped = Sums(), 0, False, 0
+    norms: dict[str, list[float]] = {"policy": [], "value": []}
+    learning_rate = 0.0
+    for epoch in range(settings.epochs):
+        shuffle = torch.Generator().manual_seed(_mix(seed, iteration, epoch))
+        for chunk in torch.randperm(total_rows, generator=shuffle).tensor_split(settings.minibatches):
+            mine = [here[int(row)] for row in chunk if int(row) in here]
+            micro = list(by_length(batch, mine, settings.micro_batch_size))
+            # Collectives inside a backward need equal counts on all ranks: the short ones add empty micro-batches.
+            count = int(dist.all_reduce_max(torch.tensor(len(micro))))
+            micro += [[] for _ in range(count - len(micro))]
+            tokens = dist.all_reduce_sum(batch.mask[mine].sum().double()).item()
+            step = Sums()
+            for number, index in enumerate(micro):
+                part = batch.select(index or [0])
+                mask = (part.mask if index else torch.zeros_like(part.mask)).to(device)
+                layout, width, final = columns(part, pad, device), part.mask.shape[1], number == count - 1
+                values = critic.forward(layout, width)
+                v_loss, v_sums = value_loss(values, part.values.to(device), part.returns.to(device), mask, clip=settings.value_clip)
+                critic.backward(v_loss / tokens, last=final)
+                step.add(value_loss=v_loss, value_clipped=v_sums["clip_fraction"])
+                if train_policy:
+                    logprobs, _ = policy.forward(layout, width, settings.temperature)
+                    loss, p_sums = policy_loss(
+                        logprobs,
+                        part.old_logprobs.to(device),
+                        part.advantages.to(device),
+                        mask,
+                        clip_range=settings.clip_range,
+                        dual_clip=settings.dual_clip,
+                    )
+                    policy.backward(loss / tokens, last=final)
+                    step.add(policy_loss=loss, **p_sums)
+            reduced = step.reduced()
+            if train_policy and settings.target_kl is not None and reduced["approx_kl"] / tokens > 1.5 * settings.target_kl:
+                policy.discard()  # agreed by all ranks: the sum is over all of them
+                critic.discard()
+                stopped = True
+                break
+            result = critic.step()
+            norms["value"].append(result.grad_norm)
+            skipped += result.skipped
+            if train_policy:
+                result = policy.step()
+                norms["policy"].append(result.grad_norm)
+                skipped += result.skipped
+            learning_rate = result.lr
+            steps += 1
+            sums.add(tokens=tokens / dist.world(), **{name: value / dist.world() for name, value in reduced.items()})
+        if stopped:
+            break
+    totals = sums.reduced()
+    tokens = max(totals.get("tokens", 0.0), 1.0)
+    metrics = {
+        "value/loss": totals.get("value_loss", 0.0) / tokens,
+        "value/clip_fraction": totals.get("value_clipped", 0.0) / tokens,
+        "value/grad_norm": _mean(norms["value"]),
+        "optim/steps": float(steps),
+        "optim/skipped_steps": float(skipped),
+        "optim/lr": learning_rate,
+        "ppo/early_stop": float(stopped),
+    }
+    if train_policy:
+        metrics |= {
+            "ppo/loss": totals.get("policy_loss", 0.0) / tokens,
+            "ppo/clip_fraction": totals.get("clip_fraction", 0.0) / tokens,
+            "ppo/approx_kl": totals.get("approx_kl", 0.0) / tokens,
+            "ppo/ratio": totals.get("ratio", 0.0) / tokens,
+            "ppo/grad_norm": _mean(norms["policy"]),
+        }
+    return metrics
+
+
+def _fill(
+    batch: RolloutBatch, policy: Engine, reference: TokenPolicy, critic: Engine, settings: PpoStage, pad: int, device: torch.device
+) -> torch.Tensor:
+    """Write old and reference log-probabilities and values into `batch`; returns the entropies (B, T).
+
+    The same forward as in the update, without gradient: log-probabilities of the sampler differ in the last digits.
+    """
+    entropy = torch.zeros_like(batch.mask)
+    with torch.no_grad():
+        for index in by_length(batch, range(len(batch)), settings.micro_batch_size):
+            part = batch.select(index)
+            layout, width = columns(part, pad, device), part.mask.shape[1]
+            logprobs, spread = policy.forward(layout, width, settings.temperature)
+            batch.old_logprobs[index, :width] = logprobs.to(batch.mask).cpu()
+            entropy[index, :width] = spread.to(batch.mask).cpu()
+            batch.ref_logprobs[index, :width] = reference(layout, width, settings.temperature)[0].to(batch.mask).cpu()
+            batch.values[index, :width] = critic.forward(layout, width).to(batch.mask).cpu()
+    return entropy
+
+
+def _metrics(batch: RolloutBatch, samples: Sequence[Sample], entropy: torch.Tensor, settings: PpoStage) -> dict[str, float]:
+    """What was sampled, over all ranks."""
+    mask = batch.mask
+    gap = masked(batch.old_logprobs - batch.rollout_logprobs, mask).abs()
+    error = masked(batch.returns - batch.values, mask)
+    returns = masked(batch.returns, mask)
+    sums = Sums()
+    sums.add(
+        rows=len(samples),
+        tokens=mask.sum(),
+        total=sum(sample.score.total for sample in samples),
+        instruction=sum(sample.score.instruction for sample in samples),
+        answer=sum(sample.score.answer for sample in samples),
+        finished=sum(sample.completion.finished for sample in samples),
+        no_answer=sum(sample.score.zeroed == "no_answer" for sample in samples),
+        steps=sum(len(sample.score.steps) for sample in samples),
+        repeated=sum(sample.score.repeated_steps for sample in samples),
+        after=sum(sample.score.steps_after_answer for sample in samples),
+        kl=masked(k1(batch.old_logprobs, batch.ref_logprobs), mask).sum(),
+        k3=masked(k3(batch.old_logprobs, batch.ref_logprobs), mask).sum(),
+        entropy=masked(entropy, mask).sum(),
+        gap=gap.sum(),
+        value=masked(batch.values, mask).sum(),
+        returns=returns.sum(),
+        returns2=returns.square().sum(),
+        error=error.sum(),
+        error2=error.square().sum(),
+        known=sum(sample.prompt.gold is not None for sample in samples),
+        exact=sum(_is_exact(sample) for sample in samples),
+    )
+    total = sums.reduced()
+    rows, tokens = max(total["rows"], 1.0), max(total["tokens"], 1.0)
+    moments = torch.tensor([total[name] for name in ("tokens", "returns", "returns2", "error", "error2")])
+    return {
+        "reward/total": total["total"] / rows,
+        "reward/instruction": total["instruction"] / rows,
+        "reward/answer": total["answer"] / rows,
+        "rollout/length": tokens / rows,
+        "rollout/tokens": tokens,
+        "rollout/finished": total["finished"] / rows,
+        "rollout/no_answer": total["no_answer"] / rows,
+        "rollout/steps": total["steps"] / rows,
+        "rollout/repeated_steps": total["repeated"] / rows,
+        "rollout/steps_after_answer": total["after"] / rows,
+        "rollout/logprob_gap": total["gap"] / tokens,
+        "ppo/kl": total["kl"] / rows,
+        "ppo/kl_per_token": total["kl"] / tokens,
+        "ppo/k3_per_token": total["k3"] / tokens,
+        "ppo/entropy": total["entropy"] / tokens,
+        "value/mean": total["value"] / tokens,
+        "value/explained_variance": explained_variance(moments),
+        "monitor/exact_match": total["exact"] / total["known"] if total["known"] else math.nan,
+    }
+
+
+def _is_exact(sample: Sample) -> bool:
+    """Right by the gold answer: a curve for the eye, to be held against the reward. Nothing learns from it."""
+    return sample.prompt.gold is not None and sample.score.extracted is not None and same_answer(sample.score.extracted, sample.prompt.gold)
+
+
+def _checkpoint(ctx: StageContext, policy: Engine, critic: Engine, iteration: int) -> None:
+    """Write aside, then rename: a checkpoint is whole or absent."""
+    folder, partial = ctx.folder / "checkpoint", ctx.folder / "checkpoint.partial"
+    if dist.is_main():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    policy.save(partial / "policy")
+    critic.save(partial / "critic")
+    dist.barrier()
+    if dist.is_main():
+        (partial / "state.json").write_text(json.dumps({"iteration": iteration, "world": dist.world()}))
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    dist.barrier()
+
+
+def _resume(ctx: StageContext, policy: Engine, critic: Engine) -> int:
+    """The iteration to go on from. All noise is keyed by iteration, so weights and optimisers are the whole state."""
+    folder: Path = ctx.folder / "checkpoint"
+    if not (folder / "state.json").is_file():
+        return 0
+    policy.load(folder / "policy")
+    critic.load(folder / "critic")
+    return int(json.loads((folder / "state.json").read_text())["iteration"])
+
+
+def _as_rollout(sample: Sample, iteration: int) -> Rollout:
+    score = sample.score
+    return Rollout(
+        problem_id=sample.prompt.problem.id,
+        iteration=iteration,
+        sample=sample.index,
+        question=sample.prompt.problem.question,
+        text=score.text,
+        step_scores=score.step_scores,
+        instruction=score.instruction,
+        answer=score.answer,
+        total=score.total,
+        length=len(sample.completion.tokens),
+        finished=sample.completion.finished,
+    )
+
+
+def _table(samples: Sequence[Sample]) -> tuple[list[str], list[list]]:
+    names = ["question", "text", "step_scores", "instruction", "answer", "total"]
+    return names, [
+        [
+            sample.prompt.problem.question,
+            sample.score.text,
+            " ".join(f"{value:.2f}" for value in sample.score.step_scores),
+            sample.score.instruction,
+            sample.score.answer,
+            sample.score.total,
+        ]
+        for sample in samples
+    ]
+
+
+def _mix(*parts: int) -> int:
+    """One 63-bit seed from several numbers."""
+    import hashlib
+
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,66 @@
+"""The teacher answers a part of the evolved problems, step by step; what it agrees on becomes training data, the rest stays for RL."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from rlef.answers import same_answer
+from rlef.config import RespondStage
+from rlef.evolution.teachers import make_teacher
+from rlef.records import Eliminated, Problem, Solution, read_jsonl, write_jsonl
+from rlef.stages.context import StageContext
+
+STAGE_VERSION = 1
+CHUNK = 32
+
+
+def run(ctx: StageContext) -> dict:
+    """Writes solved.jsonl (kept solutions, one a problem), rejected.jsonl, and prompts.jsonl (problems that nobody answered)."""
+    settings: RespondStage = ctx.settings
+    teacher = make_teacher(ctx.config)
+    evolved = read_jsonl(ctx.inputs["prompts"] / "evolved.jsonl", Problem)
+    asked = set(random.Random(f"respond/{ctx.seed}").sample(range(len(evolved)), min(settings.count, len(evolved))))
+    questions = [evolved[index] for index in sorted(asked)]
+    solved: list[Solution] = []
+    rejected: list[Eliminated] = []
+    with ctx.tracker.progress(ctx.name, len(questions)) as advance:
+        for start in range(0, len(questions), CHUNK):
+            group = questions[start : start + CHUNK]
+            for problem, solutions in zip(group, teacher.respond(group, settings.samples, seed=ctx.seed), strict=True):
+                kept, reason = choose_solution(problem, solutions, min_agreement=settings.min_agreement)
+                if kept is not None:
+                    solved.append(kept)
+                else:
+                    rejected.append(Eliminated(problem=problem, rule=reason))
+            advance(len(group))
+    write_jsonl(ctx.folder / "solved.jsonl", solved)
+    write_jsonl(ctx.folder / "rejected.jsonl", rejected)
+    left = [problem for index, problem in enumerate(evolved) if index not in asked]
+    write_jsonl(ctx.folder / "prompts.jsonl", left)
+    return {"asked": len(questions), "solved": len(solved), "rejected": dict(Counter(row.rule for row in rejected)), "prompts": len(left)}
+
+
+def choose_solution(problem: Problem, solutions: list[Solution], *, min_agreement: float) -> tuple[Solution | None, str]:
+    """The first solution with the known answer, else with the answer that enough samples share; or None and the reason.
+
+    A lone sample cannot agree with anything: with one sample and no known answer nothing is kept.
+    """
+    stepped = [solution for solution in solutions if solution.answer is not None and solution.steps]
+    if not stepped:
+        return None, "no_answer"
+    if problem.answer is not None:
+        right = next((solution for solution in stepped if same_answer(str(solution.answer), problem.answer)), None)
+        return right, "" if right else "wrong_answer"
+    groups: list[list[Solution]] = []
+    for solution in stepped:
+        group = next((group for group in groups if same_answer(str(group[0].answer), str(solution.answer))), None)
+        if group is None:
+            groups.append([solution])
+        else:
+            group.append(solution)
+    best = max(groups, key=len)
+    share = len(best) / len(solutions)
+    if share < min_agreement or len(best) < 2:
+        return None, "not_self_consistent"
+    return best[0].model_copy(update={"agreement": share}), ""

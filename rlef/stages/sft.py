@@ -1,0 +1,212 @@
+"""Supervised fine-tuning on stepped answers by TRL: loss on the answer alone, stopped when held-back loss no longer falls."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, TrainerCallback
+
+from rlef.config import SftStage, TrainSettings
+from rlef.engines import dist
+from rlef.errors import UserError
+from rlef.models import (
+    Tokenizer,
+    load_policy,
+    load_tokenizer,
+    model_folder,
+    pick_device,
+    prompt_ids,
+    random_policy,
+    resolve_path,
+    save_policy,
+)
+from rlef.prompts import answer_text
+from rlef.records import Problem, Solution, read_jsonl
+from rlef.stages.context import StageContext
+
+STAGE_VERSION = 1
+HELD_BACK = 0.1  # share of the data whose loss decides when to stop
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and its answer as tokens, EOS included."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+def run(ctx: StageContext) -> dict:
+    """Train on seeds, evolved answers or both. Writes model/."""
+    settings: SftStage = ctx.settings
+    dist.init(ctx.config.launch.device)
+    texts = training_texts(ctx, settings)
+    model, tokenizer = _start(ctx, texts)
+    examples, dropped = _examples(texts, tokenizer, ctx, settings.max_length)
+    random.Random(ctx.seed).shuffle(examples)
+    held_back = examples[: max(1, int(len(examples) * HELD_BACK))]
+    result = fine_tune(
+        ctx, settings, model, tokenizer, examples[len(held_back) :], held_back,
+        prefix="sft", max_steps=settings.max_steps, eval_every=settings.eval_every, patience=settings.patience,
+    )  # fmt: skip
+    return result | {"rows": len(examples), "dropped_rows": dropped}
+
+
+def training_texts(ctx: StageContext, settings: SftStage) -> list[tuple[str, str]]:
+    """(question, answer) pairs."""
+    model, texts = ctx.config.model, []
+    if settings.data in ("seeds", "both"):
+        for problem in read_jsonl(ctx.inputs["problems"] / "seeds.jsonl", Problem):
+            if problem.solution and problem.answer is not None:
+                texts.append((problem.question, answer_text(problem.solution, problem.answer, model)))
+            elif problem.solution:  # general instructions: the answer is the text itself
+                texts.append((problem.question, model.step_delimiter.join(problem.solution)))
+    if settings.data in ("evolved", "both"):
+        if "responses" not in ctx.inputs:
+            if settings.data == "evolved":
+                raise UserError(f"stages.{ctx.name}.data: evolved, but no respond stage comes before", fix="add one, or set data: seeds")
+        else:
+            for solution in read_jsonl(ctx.inputs["responses"] / "solved.jsonl", Solution):
+                texts.append((solution.question, answer_text(solution.steps, str(solution.answer), model)))
+    if len(texts) < 2:
+        raise UserError(f"{ctx.name}: {len(texts)} solved problems to train on", fix="give seeds with solutions, or a respond stage")
+    return texts
+
+
+def _start(ctx: StageContext, texts: Sequence[tuple[str, str]]) -> tuple[PreTrainedModel, Tokenizer]:
+    """The model of `init`, else the config's model: from a path, or random with a tokenizer made for this run's text."""
+    section = ctx.config.model
+    if "init" in ctx.inputs or section.path is not None:
+        folder = str(model_folder(ctx.inputs["init"])) if "init" in ctx.inputs else resolve_path(str(section.path))
+        gguf = None if "init" in ctx.inputs else section.gguf_file
+        tokenizer = load_tokenizer(folder, gguf_file=gguf, trust_remote_code=section.trust_remote_code)
+        return load_policy(folder, dtype=section.dtype, gguf_file=gguf, trust_remote_code=section.trust_remote_code), tokenizer
+    assert section.random is not None
+    corpus = [part for pair in texts for part in pair]
+    if "evolved" in ctx.inputs:
+        corpus += [problem.question for problem in read_jsonl(ctx.inputs["evolved"] / "evolved.jsonl", Problem)]
+    return random_policy(section.random, corpus, seed=ctx.seed)
+
+
+def _examples(texts: Sequence[tuple[str, str]], tokenizer: Tokenizer, ctx: StageContext, max_length: int) -> tuple[list[Example], int]:
+    """Tokenised pairs, and how many were too long. A cut answer would teach to stop in the middle, so they are left out."""
+    examples, dropped = [], 0
+    for question, answer in texts:
+        prompt = tuple(prompt_ids(tokenizer, question, ctx.config.model))
+        tokens = (*tokenizer.encode(answer, add_special_tokens=False), int(tokenizer.eos_token_id))
+        if len(prompt) + len(tokens) > max_length:
+            dropped += 1
+        else:
+            examples.append(Example(prompt, tokens))
+    if len(examples) < 2:
+        raise UserError(
+            f"{ctx.name}: {dropped} of {len(texts)} rows are longer than max_length={max_length} tokens", fix="raise max_length"
+        )
+    return examples, dropped
+
+
+class _BestWeights(TrainerCallback):
+    """Keeps the weights of the lowest held-back loss; stops after `patience` looks without a lower one."""
+
+    def __init__(self, patience: int | None) -> None:
+        self.patience, self.best, self.weights, self.waited, self.stopped = patience, float("inf"), None, 0, False
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, model: Any = None, **kwargs: Any
+    ) -> None:
+        loss = (metrics or {}).get("eval_loss", float("inf"))
+        if loss < self.best:
+            self.best, self.waited = loss, 0
+            self.weights = (
+                None if self.patience is None else copy.deepcopy({name: value.cpu() for name, value in model.state_dict().items()})
+            )
+        else:
+            self.waited += 1
+            if self.patience is not None and self.waited >= self.patience:
+                self.stopped = control.should_training_stop = True
+
+
+def fine_tune(
+    ctx: StageContext,
+    settings: TrainSettings,
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    train: Sequence[Example],
+    held_back: Sequence[Example],
+    *,
+    prefix: str,
+    max_steps: int,
+    eval_every: int,
+    patience: int | None,
+) -> dict[str, Any]:
+    """Train `model` in place and save it to ctx.folder/model; loss over answer tokens, normalised over the whole step."""
+    # TRL takes 8 s to import: not before it is needed.
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    world = dist.world()
+    micro = max(1, min(settings.micro_batch_size, settings.batch_size // world))
+    # Sharded weights cannot be copied aside on one rank: under ZeRO-3 the last weights are kept.
+    best = _BestWeights(patience if ctx.config.launch.deepspeed is None else None)
+    arguments = SFTConfig(
+        output_dir=str(ctx.folder / "trainer"),
+        max_steps=max_steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=2 * micro,
+        gradient_accumulation_steps=max(1, settings.batch_size // (micro * world)),
+        eval_strategy="steps" if held_back else "no",
+        eval_steps=eval_every,
+        logging_steps=min(25, eval_every),
+        save_strategy="no",
+        report_to=[],
+        seed=ctx.seed,
+        bf16=False,
+        gradient_checkpointing=False,
+        max_length=None,
+        use_cpu=pick_device(ctx.config.launch.device).type == "cpu",
+        deepspeed=ctx.config.launch.deepspeed,
+        disable_tqdm=True,
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list([_row(example) for example in train]),
+        eval_dataset=Dataset.from_list([_row(example) for example in held_back]) if held_back else None,
+        processing_class=tokenizer,
+        callbacks=[best, ctx.tracker.trainer_callback(prefix)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    result = trainer.train()
+    folder: Path = ctx.folder / "model"
+    if arguments.deepspeed:
+        trainer.save_model(str(folder))
+    else:
+        trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+        if best.weights is not None:
+            trained.load_state_dict(best.weights)
+        if dist.is_main():
+            save_policy(trained, tokenizer, folder)
+    dist.barrier()
+    return {
+        "steps": result.global_step,
+        "loss": result.training_loss,
+        "eval_loss": best.best if held_back else None,
+        "stopped_early": best.stopped,
+        "train_seconds": round(result.metrics["train_runtime"], 2),
+    }
+
+
+def _row(example: Example) -> dict[str, list[int]]:
+    return {"input_ids": [*example.prompt, *example.answer], "labels": [-100] * len(example.prompt) + list(example.answer)}

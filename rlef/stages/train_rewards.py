@@ -1,0 +1,59 @@
+"""Trains the two reward models on the label stage's files, from the SFT policy's trunk."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from reward_models.config import InstructionModelConfig, ProcessModelConfig
+from reward_models.train import TrainOptions, train_instruction, train_process
+from rlef.config import IrmStage, PrmStage, TrainSettings
+from rlef.engines import dist
+from rlef.models import model_folder
+from rlef.stages.context import StageContext
+
+STAGE_VERSION = 1
+
+
+def run_irm(ctx: StageContext) -> dict:
+    """Writes model/ with its calibration; returns the metrics on held-out lists."""
+    settings: IrmStage = ctx.settings
+    own = InstructionModelConfig(**{name: getattr(settings, name) for name in InstructionModelConfig.model_fields})
+    result = train_instruction(ctx.inputs["labels"] / "rankings.jsonl", *_places(ctx), own, _options(ctx, settings))
+    return _logged(ctx, "irm", result)
+
+
+def run_prm(ctx: StageContext) -> dict:
+    """Writes model/; returns the metrics on held-out solutions."""
+    settings: PrmStage = ctx.settings
+    own = ProcessModelConfig(**{name: getattr(settings, name) for name in ProcessModelConfig.model_fields})
+    result = train_process(ctx.inputs["labels"] / "steps.jsonl", *_places(ctx), own, _options(ctx, settings))
+    return _logged(ctx, "prm", result)
+
+
+def _places(ctx: StageContext) -> tuple[Any, Any]:
+    dist.init(ctx.config.launch.device)
+    out = ctx.folder / "model"
+    if dist.is_main():
+        shutil.rmtree(out, ignore_errors=True)
+    dist.barrier()
+    return model_folder(ctx.inputs["init"]), out
+
+
+def _options(ctx: StageContext, settings: TrainSettings) -> TrainOptions:
+    return TrainOptions(
+        learning_rate=settings.learning_rate,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        warmup_ratio=settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        seed=ctx.seed,
+        callbacks=[ctx.tracker.trainer_callback(ctx.settings.kind)],
+        deepspeed=ctx.config.launch.deepspeed,
+    )
+
+
+def _logged(ctx: StageContext, prefix: str, result: dict[str, Any]) -> dict:
+    ctx.tracker.summary({f"{prefix}/{name}": value for name, value in result.items() if isinstance(value, int | float)})
+    return result

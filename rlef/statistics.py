@@ -1,0 +1,41 @@
+"""Intervals for what evaluation counts: Wilson for a share, paired bootstrap for a difference, the unbiased pass@k."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def wilson(successes: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927); (0, 1) for no observation."""
+    if count == 0:
+        return 0.0, 1.0
+    share = successes / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """Chance that k of `samples` drawn without replacement hold a right one (Chen et al. 2021, arXiv 2107.03374)."""
+    if samples - right < k:
+        return 1.0
+    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float], *, seed: int = 0, draws: int = 4000) -> dict[str, object]:
+    """Mean of first - second over the same problems and its 95 % bootstrap interval."""
+    return mean_interval(np.asarray(first, dtype=float) - np.asarray(second, dtype=float), seed=seed, draws=draws)
+
+
+def mean_interval(values: Sequence[float] | np.ndarray, *, seed: int = 0, draws: int = 4000) -> dict[str, object]:
+    """Mean and 95 % percentile bootstrap interval over the values."""
+    data = np.asarray(values, dtype=float)
+    if not len(data):
+        return {"mean": math.nan, "ci95": [math.nan, math.nan]}
+    rng = np.random.default_rng(seed)
+    means = np.concatenate([data[rng.integers(0, len(data), (200, len(data)))].mean(1) for _ in range(max(1, draws // 200))])
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"mean": float(data.mean()), "ci95": [float(low), float(high)]}

@@ -1,0 +1,82 @@
+"""Programs as text: a few wordings of every statement and question, some of them held out, and the flaws that a teacher makes."""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+from rlef.symbolic.programs import Program
+
+Phrasing = Literal["train", "held_out"]
+FLAWS = ("missing_quantity", "contradiction", "no_question", "ambiguous_reference")
+
+# {w} who, {r} the other person, {n} the number, {t} the topic. The last wording of each list is held out.
+WORDINGS: dict[str, tuple[str, ...]] = {
+    "given": ("{w} has {n} {t}.", "{w} starts with {n} {t}.", "{w} owns {n} {t}.", "There are {n} {t} in the box of {w}."),
+    "more": ("{w} has {n} more {t} than {r}.", "{w} has {n} {t} more than {r} has.", "{w} owns {n} more {t} than {r} does.", "{w} is {n} {t} ahead of {r}."),
+    "fewer": ("{w} has {n} fewer {t} than {r}.", "{w} has {n} {t} less than {r} has.", "{w} owns {n} fewer {t} than {r} does.", "{w} is {n} {t} behind {r}."),
+    "times": ("{w} has {n} times as many {t} as {r}.", "{w} has {n} times the {t} of {r}.", "{w} owns {n} times as many as {r}.", "For each of the {t} of {r}, {w} has {n}."),
+    "share": ("{w} has 1/{n} as many {t} as {r}.", "{w} has 1/{n} of what {r} has.", "{w} owns 1/{n} as many as {r}.", "{w} has one for every {n} {t} of {r}."),
+    "gain": ("{w} gets {n} more.", "Then {w} buys {n} {t}.", "{w} finds {n} {t}.", "{n} more {t} are given to {w}."),
+    "lose": ("{w} loses {n}.", "Then {w} gives away {n} {t}.", "{w} sells {n} {t}.", "{n} {t} of {w} are taken."),
+    "multiply": ("Then the {t} of {w} grow to {n} times.", "{w} now has {n} times what {w} had.", "{w} makes it {n} times as many.", "The pile of {w} becomes {n} times as big."),
+}  # fmt: skip
+QUESTION_WORDINGS: dict[str | None, tuple[str, ...]] = {
+    None: ("How many {t} does {w} have?", "How many {t} has {w} now?", "Find the {t} of {w}.", "What is the number of {t} of {w}?"),
+    "total": ("How many {t} do {w} and {r} have in all?", "How many {t} have {w} and {r} together?", "Find the sum for {w} and {r}.", "What do {w} and {r} have if put together?"),
+    "difference": ("How many more {t} has {w} than {r}?", "By how many {t} does {w} beat {r}?", "Find how many more {w} has than {r}.", "What is {w} ahead of {r} by?"),
+    "split": ("{w} shares with {n} in equal parts. How many is each part?", "{w} makes {n} equal parts. How many {t} in each?", "{w} fills {n} equal bags. Find the {t} a bag.", "Cut into {n} equal heaps, how big is a heap of {w}?"),
+    "cost": ("Each costs {n}. What do the {t} of {w} cost?", "At {n} each, what is the cost for {w}?", "One costs {n}. Find the cost for {w}.", "With a price of {n}, how much are the {t} of {w}?"),
+}  # fmt: skip
+FILLER = ("It is a sunny day.", "They like to play.", "The school is near.", "It rained last night.")
+
+
+def wording(choices: tuple[str, ...], phrasing: Phrasing, rng: random.Random) -> str:
+    return choices[-1] if phrasing == "held_out" else rng.choice(choices[:-1])
+
+
+def render(program: Program, *, phrasing: Phrasing = "train", flaw: str | None = None, wordy: bool = False) -> str:
+    """The problem's text. The wording follows `program.style`; a `flaw` makes the text unanswerable in its own way; `wordy` adds filler."""
+    rng = random.Random(f"style/{program.style}")
+    names, topic = program.names, program.topic
+    sentences = []
+    statements = program.statements if program.asks is None else program.statements[:-1]
+    needed = [place for place in program.needed() if place < len(statements)]
+    hit = rng.choice(needed)
+    if flaw == "ambiguous_reference":
+        related = [place for place in needed if statements[place].ref is not None]
+        hit = related[-1] if related else -1
+    for place, row in enumerate(statements):
+        text = wording(WORDINGS[row.op], phrasing, rng)
+        number = "some" if flaw == "missing_quantity" and place == hit else str(row.n)
+        other = "the other one" if flaw == "ambiguous_reference" and place == hit else names[row.ref] if row.ref is not None else ""
+        if number == "some" and row.op in ("share", "times", "multiply", "more", "fewer"):
+            number = "some number of" if row.op in ("times", "multiply") else "some"
+            text = text.replace("1/{n}", "some part")
+        sentences.append(text.format(w=names[row.who], r=other, n=number, t=topic))
+    question = _question(program, phrasing, rng, ambiguous=flaw == "ambiguous_reference" and hit == -1)
+    if wordy:
+        sentences.insert(rng.randint(0, len(sentences)), rng.choice(FILLER))
+    if flaw == "contradiction":
+        sentences.append(_contradiction(program, phrasing, rng))
+    if flaw == "no_question":
+        # The price or the parts belong to the question and go with it.
+        return " ".join(sentences)
+    return " ".join([*sentences, question])
+
+
+def _question(program: Program, phrasing: Phrasing, rng: random.Random, *, ambiguous: bool) -> str:
+    last = program.statements[-1]
+    asks = program.asks
+    who = "the other one" if ambiguous else program.names[program.target if asks is None else last.who]
+    other = program.names[last.ref] if asks is not None and last.ref is not None else ""
+    return wording(QUESTION_WORDINGS[asks], phrasing, rng).format(w=who, r=other, n=last.n, t=program.topic)
+
+
+def _contradiction(program: Program, phrasing: Phrasing, rng: random.Random) -> str:
+    """A given quantity stated again with another number."""
+    givens = [row for row in program.statements if row.op == "given"]
+    row = rng.choice(givens)
+    number = row.n + rng.choice([-1, 1]) * rng.randint(1, 9)
+    number = number if number > 1 else row.n + 3
+    return wording(WORDINGS["given"], phrasing, rng).format(w=program.names[row.who], r="", n=number, t=program.topic)

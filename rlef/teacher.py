@@ -1,0 +1,63 @@
+"""What a teacher can be asked: to evolve, to answer, to rank instructions, to judge steps.
+
+Two implementations: rlef.symbolic.teacher and rlef.evolution.chat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rlef.records import Problem, Solution
+
+QUALITIES = ("definition", "precision", "integrity")  # WizardMath's three aspects of instruction quality, each scored in 0..1
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Scores of one instruction in 0..1; `kind` names a known flaw (reports split by it), None where nothing is known."""
+
+    definition: float
+    precision: float
+    integrity: float
+    kind: str | None = None
+
+    @property
+    def total(self) -> float:
+        return self.definition + self.precision + self.integrity
+
+
+class Evolver(Protocol):
+    """`operations` are dotted: line and name, e.g. up.add_step, down.drop_step, breadth.new_topic."""
+
+    name: str
+    operations: tuple[str, ...]
+
+    def evolve(self, parents: Sequence[Problem], operations: Sequence[str], *, round: int, seed: int) -> list[Problem | None]:
+        """One child (with lineage) a parent; None where the teacher produced nothing usable."""
+        ...
+
+
+class Responder(Protocol):
+    name: str
+
+    def respond(self, problems: Sequence[Problem], samples: int, *, seed: int) -> list[list[Solution]]: ...
+
+
+class InstructionJudge(Protocol):
+    name: str
+
+    def versions(self, problem: Problem, count: int, *, seed: int) -> list[Problem]:
+        """`count` versions of one instruction, of differing quality, to be ranked."""
+        ...
+
+    def judge_instructions(self, problems: Sequence[Problem], *, seed: int) -> list[Quality | None]: ...
+
+
+class StepJudge(Protocol):
+    name: str
+
+    def judge_steps(self, problems: Sequence[Problem], solutions: Sequence[Sequence[str]], *, seed: int) -> list[list[float | None]]:
+        """A label a step (1 right, 0 wrong, None not judged). The final answer line, where present, is the last step."""
+        ...

@@ -1,0 +1,175 @@
+"""Metrics, tables and progress of a stage: metrics.jsonl always, W&B where the config wants it, bars with time left on the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlef.config import TrackingSection
+
+
+class Tracker:
+    """One stage's tracker. Only the main process logs."""
+
+    def __init__(self, stage: str, file: Path | None, wandb_run: Any = None, *, quiet: bool = False) -> None:
+        self.stage, self.file, self.wandb_run, self.quiet = stage, file, wandb_run, quiet
+
+    @classmethod
+    def null(cls) -> Tracker:
+        """Logs nowhere: for tests and for the processes that do not log."""
+        return cls("", None, quiet=True)
+
+    @classmethod
+    def open(
+        cls, stage: str, kind: str, root: Path, settings: TrackingSection, parameters: dict[str, Any], *, run_id: str | None
+    ) -> Tracker:
+        """Start tracking a stage of the run in `root`. A W&B run that was asked for and cannot start is an error now, not at the end."""
+        return cls(stage, root / "metrics.jsonl", _start_wandb(stage, kind, root, settings, parameters, run_id))
+
+    @property
+    def wandb_id(self) -> str | None:
+        return self.wandb_run.id if self.wandb_run is not None else None
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """One row at `step`. Values that are not finite are written as null: JSON has no NaN."""
+        clean = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+        if self.file is not None:
+            row = {"stage": self.stage, "step": step, "time": round(time.time(), 3)} | clean
+            with self.file.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(row) + "\n")
+        if self.wandb_run is not None:
+            self.wandb_run.log({name: value for name, value in clean.items() if value is not None} | {"global_step": step})
+
+    def truncate(self, step: int) -> None:
+        """Drop this stage's rows after `step`: a resumed stage writes them again."""
+        if self.file is None or not self.file.is_file():
+            return
+        rows = []
+        for line in self.file.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # a line cut off by a kill
+                row = json.loads(line)
+                if row["stage"] != self.stage or row["step"] <= step:
+                    rows.append(line)
+        partial = self.file.with_name(self.file.name + ".partial")
+        partial.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        partial.replace(self.file)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table for W&B; files keep the full rows."""
+        if self.wandb_run is not None:
+            import wandb
+
+            self.wandb_run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+    def summary(self, values: dict[str, Any]) -> None:
+        if self.wandb_run is not None:
+            self.wandb_run.summary.update(values)
+
+    @contextlib.contextmanager
+    def progress(self, description: str, total: int) -> Iterator[Callable[..., None]]:
+        """A bar with time left; without a terminal a line every 20 seconds. Yields advance(n, **figures to show)."""
+        if self.quiet or total <= 0:
+            yield lambda n=1, **figures: None
+        elif sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[info]}"),
+            )
+            with Progress(*columns, console=Console(stderr=True)) as bar:
+                task = bar.add_task(description, total=total, info="")
+                yield lambda n=1, **figures: bar.update(task, advance=n, info=_figures(figures)) if figures else bar.advance(task, n)
+        else:
+            yield _lines(description, total)
+
+    def trainer_callback(self, prefix: str) -> Any:
+        """A transformers callback that logs the trainer's numbers as prefix/name and shows a bar."""
+        from transformers import TrainerCallback
+
+        tracker = self
+
+        class Log(TrainerCallback):
+            def __init__(self) -> None:
+                self.stack = contextlib.ExitStack()
+                self.advance: Callable[..., None] = lambda n=1, **figures: None
+                self.seen: dict[str, float] = {}
+
+            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if state.is_world_process_zero:
+                    self.advance = self.stack.enter_context(tracker.progress(prefix, state.max_steps))
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                self.advance(1, **self.seen)
+
+            def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                self.stack.close()
+
+            def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+                numbers = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
+                named = {
+                    "optim/lr" if name == "learning_rate" else f"{prefix}/{name.replace('/', '_')}": value
+                    for name, value in numbers.items()
+                }
+                if state.is_world_process_zero and "train_runtime" not in numbers:
+                    tracker.log(named, state.global_step)
+                    self.seen |= {name: value for name, value in numbers.items() if name in ("loss", "eval_loss")}
+
+        return Log()
+
+    def close(self) -> None:
+        if self.wandb_run is not None:
+            self.wandb_run.finish(quiet=True)
+
+
+def _figures(figures: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.3g}" for name, value in figures.items())
+
+
+def _lines(description: str, total: int, every: float = 20.0) -> Callable[..., None]:
+    state = {"done": 0, "next": time.monotonic() + every, "start": time.monotonic()}
+
+    def advance(n: int = 1, **figures: float) -> None:
+        state["done"] += n
+        now = time.monotonic()
+        if now >= state["next"] or state["done"] >= total:
+            left = (now - state["start"]) / max(state["done"], 1) * (total - state["done"])
+            print(f"  {description}: {int(state['done'])}/{total}, {left:.0f} s left  {_figures(figures)}", file=sys.stderr, flush=True)
+            state["next"] = now + every
+
+    return advance
+
+
+def _start_wandb(stage: str, kind: str, root: Path, settings: TrackingSection, parameters: dict[str, Any], run_id: str | None) -> Any:
+    mode = settings.wandb
+    if mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
+        return None
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+    import wandb
+
+    return wandb.init(
+        project=settings.project,
+        entity=settings.entity,
+        group=settings.group or root.name,
+        job_type=kind,
+        name=f"{root.name}/{stage}",
+        id=run_id,
+        resume="allow" if run_id and mode == "online" else None,
+        dir=str(root),
+        mode=mode,  # type: ignore[arg-type]
+        config=parameters,
+        settings=wandb.Settings(silent=True, console="off", x_disable_stats=mode == "offline"),
+    )

@@ -1,0 +1,33 @@
+"""One process of a stage under torchrun: `python -m rlef.worker job.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from rlef.config import parse_config
+from rlef.errors import UserError
+from rlef.launch import call
+from rlef.run_dir import RunDir, write_json
+
+
+def main(file: str) -> int:
+    job = json.loads(Path(file).read_text())
+    config = parse_config(job["config"], file)
+    folder = Path(job["folder"])
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        result = call(config, RunDir(str(config.run.dir)), job["stage"], folder, job["inputs"], job["function"], main=first)
+    except UserError as error:
+        if first:
+            (folder / "error.txt").write_text(str(error))
+        return 2
+    if first:
+        write_json(folder / "result.json", result)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1]))

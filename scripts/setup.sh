@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Creates or reuses .venv and installs rlef with the tested versions; quick where nothing changed. Sourced by the other scripts.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+stamp=$(cat pyproject.toml constraints.txt | sha256sum | cut -d' ' -f1)
+if [ ! -x .venv/bin/python ] || [ "$(cat .venv/.rlef-stamp 2>/dev/null || true)" != "$stamp" ]; then
+  echo "installing into .venv ..."
+  [ -x .venv/bin/python ] || python3 -m venv .venv
+  # torch first: left to the other packages, pip would take the newest build with gigabytes of CUDA libraries.
+  # On a GPU machine set RLEF_TORCH, e.g. RLEF_TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130".
+  # shellcheck disable=SC2086
+  .venv/bin/python -m pip install -q ${RLEF_TORCH:-torch==2.13.0}
+  .venv/bin/python -m pip install -q -c constraints.txt -e ".[dev]"
+  echo "$stamp" > .venv/.rlef-stamp
+fi
+export PATH="$PWD/.venv/bin:$PATH"

@@ -1,0 +1,80 @@
+"""PPO's losses by value."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rlef.rl.losses import explained_variance, policy_loss, value_loss
+
+ONE = torch.ones(1, 1)
+
+
+def gradient(ratio: float, advantage: float, **options) -> float:
+    logp = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
+    loss, _ = policy_loss(logp, torch.zeros(1, 1, dtype=torch.float64), torch.tensor([[advantage]], dtype=torch.float64), ONE, **options)
+    loss.backward()
+    return logp.grad.item()
+
+
+@pytest.mark.parametrize(
+    "ratio,advantage,flows",
+    [(1.3, 1.0, False), (0.7, -1.0, False), (3.5, -1.0, False), (0.7, 1.0, True), (1.3, -1.0, True), (1.1, 1.0, True), (0.9, -1.0, True)],
+)
+def test_12_clip_quadrants(ratio, advantage, flows):
+    expected = -advantage * ratio if flows else 0.0
+    assert gradient(ratio, advantage) == pytest.approx(expected, abs=1e-12)
+
+
+def test_12_dual_clip_caps_the_loss_at_c_times_the_advantage():
+    logp = torch.tensor([[math.log(50.0)]])
+    loss, _ = policy_loss(logp, torch.zeros(1, 1), torch.tensor([[-2.0]]), ONE, dual_clip=3.0)
+    assert loss.item() == pytest.approx(6.0)
+    loss, _ = policy_loss(logp, torch.zeros(1, 1), torch.tensor([[-2.0]]), ONE, dual_clip=None)
+    assert loss.item() == pytest.approx(100.0)
+
+
+def test_hand_computed_sum_and_log():
+    logp = torch.log(torch.tensor([[1.5, 1.0, 9.0]]))
+    loss, sums = policy_loss(logp, torch.zeros(1, 3), torch.tensor([[2.0, -1.0, 5.0]]), torch.tensor([[1.0, 1.0, 0.0]]))
+    assert loss.item() == pytest.approx(-2 * 1.2 + 1.0)
+    assert sums["clip_fraction"].item() == 1 and sums["ratio"].item() == pytest.approx(2.5)
+    assert sums["approx_kl"].item() == pytest.approx(1.5 - 1 - math.log(1.5), rel=1e-5)
+
+
+def test_13_huge_log_ratios_stay_finite():
+    for sign in (1, -1):
+        for advantage in (1.0, -1.0):
+            logp = torch.tensor([[sign * 1e4]], requires_grad=True)
+            loss, _ = policy_loss(logp, torch.zeros(1, 1), torch.tensor([[advantage]]), ONE)
+            loss.backward()
+            assert torch.isfinite(loss) and torch.isfinite(logp.grad).all()
+
+
+def test_3_masked_nan_changes_nothing_and_takes_no_gradient():
+    logp = torch.tensor([[0.1, math.nan]], requires_grad=True)
+    rest = torch.tensor([[0.0, math.nan]])
+    loss, _ = policy_loss(logp, rest, torch.tensor([[1.0, math.nan]]), torch.tensor([[1.0, 0.0]]))
+    loss.backward()
+    assert loss.item() == pytest.approx(-math.exp(0.1)) and logp.grad[0, 1] == 0
+    values = torch.tensor([[0.5, math.nan]], requires_grad=True)
+    loss, _ = value_loss(values, rest, torch.tensor([[1.0, math.nan]]), torch.tensor([[1.0, 0.0]]), clip=0.2)
+    loss.backward()
+    assert torch.isfinite(loss) and values.grad[0, 1] == 0
+
+
+def test_value_loss_plain_and_clipped():
+    values, old, returns = torch.tensor([[1.0]]), torch.tensor([[0.0]]), torch.tensor([[2.0]])
+    assert value_loss(values, old, returns, ONE)[0].item() == pytest.approx(0.5)
+    clipped, sums = value_loss(values, old, returns, ONE, clip=0.2)
+    assert clipped.item() == pytest.approx(0.5 * 1.8**2) and sums["clip_fraction"].item() == 1
+
+
+def test_explained_variance():
+    returns, values = torch.tensor([1.0, 2.0, 3.0, 5.0]), torch.tensor([1.5, 2.0, 2.5, 4.0])
+    error = returns - values
+    moments = torch.stack([torch.tensor(4.0), returns.sum(), returns.square().sum(), error.sum(), error.square().sum()])
+    assert explained_variance(moments) == pytest.approx(1 - (error.var() / returns.var()).item(), rel=1e-5)
+    assert math.isnan(explained_variance(torch.tensor([3.0, 3.0, 3.0, 0.0, 0.0])))

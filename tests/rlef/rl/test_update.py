@@ -1,0 +1,217 @@
+"""PPO's update on a real tiny model: invariances, step counts, clipping, what must and must not move."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlef.config import PpoStage
+from rlef.engines import make_engine
+from rlef.models import load_policy
+from rlef.rl.advantages import gae
+from rlef.rl.batch import RolloutBatch, by_length, columns
+from rlef.rl.policy import TokenCritic, TokenPolicy
+from rlef.rollout.base import SampleRequest, SamplingParams
+from rlef.rollout.hf import HFGenerator
+from rlef.stages.ppo import _fill, update
+
+CPU = torch.device("cpu")
+
+
+def rollouts(model, tokenizer, rows=8, seed=0):
+    prompts = [tuple(tokenizer.encode("Ann has 3 pens. " * (1 + row % 3))) for row in range(rows)]
+    requests = [SampleRequest(prompt, (seed, row)) for row, prompt in enumerate(prompts)]
+    done = HFGenerator(model, tokenizer.pad_token_id).generate(requests, SamplingParams(12, 1.0, (tokenizer.eos_token_id, 20, 21, 22)))
+    batch = RolloutBatch.of(prompts, [one.tokens for one in done], [one.logprobs for one in done], range(rows))
+    generator = torch.Generator().manual_seed(seed)
+    batch.rewards = torch.randn(batch.mask.shape, generator=generator) * batch.mask
+    return batch
+
+
+def engines(folder, *, policy_lr=1e-3, critic_lr=1e-3, max_grad_norm=1e9, double=False):
+    policy, critic = TokenPolicy(load_policy(folder)), TokenCritic.from_folder(folder)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(critic.model.score.weight, std=0.2)
+    if double:
+        policy, critic = policy.double(), critic.double()
+    common = {"max_grad_norm": max_grad_norm, "warmup_steps": 0, "device": CPU, "deepspeed_json": None}
+    return make_engine(policy, lr=policy_lr, **common), make_engine(critic, lr=critic_lr, **common)
+
+
+def settings(**changes):
+    base = {
+        "prompts_per_iteration": 4,
+        "samples_per_prompt": 2,
+        "minibatches": 2,
+        "epochs": 1,
+        "micro_batch_size": 8,
+        "critic_warmup": 0,
+        "target_kl": None,
+    }
+    return PpoStage(**(base | changes))
+
+
+def prepared(folder, tokenizer, config, *, double=False, pad=None, **options):
+    policy, critic = engines(folder, double=double, **options)
+    batch = rollouts(load_policy(folder), tokenizer)
+    if double:
+        for name in ("old_logprobs", "ref_logprobs", "values", "rewards", "mask"):
+            setattr(batch, name, getattr(batch, name).double())
+    _fill(batch, policy, policy.module, critic, config, tokenizer.pad_token_id if pad is None else pad, CPU)
+    batch.advantages, batch.returns = gae(batch.rewards, batch.values, batch.mask)
+    return policy, critic, batch
+
+
+def weights(engine):
+    return torch.cat([parameter.detach().flatten().clone() for parameter in engine.module.parameters()])
+
+
+def test_4_first_ratio_is_one_with_dropout_in_the_config(tiny, tmp_path):
+    from rlef.models import save_policy
+
+    model, tokenizer = tiny
+    model.config.attention_dropout = 0.1
+    save_policy(model, tokenizer, tmp_path)
+    policy, _, batch = prepared(tmp_path, tokenizer, settings())
+    policy.module.train()
+    layout = columns(batch, tokenizer.pad_token_id, CPU)
+    logprobs, _ = policy.forward(layout, batch.mask.shape[1])
+    assert torch.equal(logprobs.detach(), policy.forward(layout, batch.mask.shape[1])[0].detach())
+    assert ((logprobs - batch.old_logprobs).abs() * batch.mask).max() < 1e-4
+
+
+def test_4_sampler_and_trainer_agree(tiny_folder, tiny):
+    _, tokenizer = tiny
+    _, _, batch = prepared(tiny_folder, tokenizer, settings())
+    assert ((batch.old_logprobs - batch.rollout_logprobs).abs() * batch.mask).max() < 1e-4
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_8_micro_batches_and_row_order_change_nothing(tiny_folder, tiny, size):
+    """The moved weights themselves, in fp64: same token count, same gradient, same step."""
+    _, tokenizer = tiny
+    moved = []
+    for micro, order in ((8, list(range(8))), (size, [5, 2, 7, 0, 3, 6, 1, 4])):
+        config = settings(micro_batch_size=micro)
+        policy, critic, batch = prepared(tiny_folder, tokenizer, config, double=True)
+        start = weights(policy)
+        update(policy, critic, batch.select(order), config, 0, 0, tokenizer.pad_token_id, CPU)
+        moved.append((weights(policy) - start, weights(critic)))
+    assert moved[0][0].abs().max() > 1e-4
+    assert (moved[0][0] - moved[1][0]).abs().max() < 1e-7 and (moved[0][1] - moved[1][1]).abs().max() < 1e-7
+
+
+def test_8_gradient_is_invariant_to_1e_10(tiny_folder, tiny):
+    from rlef.rl.losses import policy_loss
+
+    _, tokenizer = tiny
+    config = settings()
+    policy, _, batch = prepared(tiny_folder, tokenizer, config, double=True)
+    gradients = []
+    for size in (8, 4, 2, 1):
+        policy.module.zero_grad()
+        for index in by_length(batch, range(8), size):
+            part = batch.select(index)
+            logprobs, _ = policy.forward(columns(part, tokenizer.pad_token_id, CPU), part.mask.shape[1])
+            loss, _ = policy_loss(logprobs, part.old_logprobs, part.advantages, part.mask)
+            (loss / batch.mask.sum()).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.module.parameters()]))
+    assert all((gradients[0] - other).abs().max() < 1e-10 for other in gradients[1:])
+
+
+@pytest.mark.parametrize("epochs,minibatches", [(1, 1), (2, 3), (3, 4)])
+def test_9_optimizer_steps_are_epochs_times_minibatches(tiny_folder, tiny, epochs, minibatches):
+    """R1, R2: on every batch, the last one included; uneven mini-batches too."""
+    _, tokenizer = tiny
+    config = settings(epochs=epochs, minibatches=minibatches, micro_batch_size=2)
+    policy, critic, batch = prepared(tiny_folder, tokenizer, config)
+    calls = []
+    for engine in (policy, critic):
+        real = engine.step
+        engine.step = lambda real=real: calls.append(1) or real()
+    for iteration in range(2):
+        calls.clear()
+        metrics = update(policy, critic, batch, config, iteration, 0, tokenizer.pad_token_id, CPU)
+        assert metrics["optim/steps"] == epochs * minibatches and len(calls) == 2 * epochs * minibatches
+
+
+def test_10_lr_zero_moves_nothing_and_the_ratio_stays_one(tiny_folder, tiny):
+    _, tokenizer = tiny
+    config = settings(epochs=3)
+    policy, critic, batch = prepared(tiny_folder, tokenizer, config, policy_lr=0.0, critic_lr=0.0)
+    before = weights(policy), weights(critic)
+    metrics = update(policy, critic, batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+    assert torch.equal(before[0], weights(policy)) and torch.equal(before[1], weights(critic))
+    assert metrics["ppo/ratio"] == pytest.approx(1, abs=1e-5) and metrics["ppo/clip_fraction"] == 0 and abs(metrics["ppo/approx_kl"]) < 1e-6
+
+
+def test_11_both_nets_move_and_warm_up_holds_the_policy_still(tiny_folder, tiny):
+    _, tokenizer = tiny
+    config = settings(critic_warmup=1)
+    policy, critic, batch = prepared(tiny_folder, tokenizer, config)
+    before = weights(policy), weights(critic)
+    update(policy, critic, batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+    assert torch.equal(before[0], weights(policy)) and not torch.equal(before[1], weights(critic))
+    start = {name: parameter.detach().clone() for name, parameter in policy.module.named_parameters()}
+    for iteration in (1, 2, 3):
+        update(policy, critic, batch, config, iteration, 0, tokenizer.pad_token_id, CPU)
+    still = [name for name, parameter in policy.module.named_parameters() if torch.equal(parameter, start[name])]
+    assert still == []
+
+
+def test_early_stop_drops_the_step_and_the_rest(tiny_folder, tiny):
+    _, tokenizer = tiny
+    config = settings(epochs=2, minibatches=2, target_kl=1e-9)
+    policy, critic, batch = prepared(tiny_folder, tokenizer, config, policy_lr=1e-2)
+    metrics = update(policy, critic, batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+    assert metrics["ppo/early_stop"] == 1 and metrics["optim/steps"] < 4
+    assert all(p.grad is None or p.grad.abs().sum() == 0 for p in policy.module.parameters())
+
+
+def test_15_pad_equal_to_eos_changes_nothing(tiny_folder, tiny):
+    _, tokenizer = tiny
+    eos = tokenizer.eos_token_id
+    moved = []
+    for pad in (tokenizer.pad_token_id, eos):
+        config = settings(micro_batch_size=8)
+        policy, critic, batch = prepared(tiny_folder, tokenizer, config, double=True, pad=pad)
+        update(policy, critic, batch, config, 0, 0, pad, CPU)
+        moved.append(weights(policy))
+    assert (moved[0] - moved[1]).abs().max() < 1e-8
+
+
+def test_15_eos_has_a_gradient(tiny_folder, tiny):
+    _, tokenizer = tiny
+    policy, _, _ = prepared(tiny_folder, tokenizer, settings())
+    ids = tuple(tokenizer.encode("Ann has 3 pens."))
+    batch = RolloutBatch.of([ids], [(tokenizer.eos_token_id,)], [(0.0,)], [0])  # an answer that is EOS alone: one token
+    assert batch.mask.sum() == 1
+    logprobs, _ = policy.forward(columns(batch, tokenizer.eos_token_id, CPU), 1)
+    logprobs.sum().backward()
+    gradient = policy.module.model.get_output_embeddings().weight.grad[tokenizer.eos_token_id]
+    assert gradient.abs().sum() > 0
+
+
+def test_values_belong_to_the_state_before_the_token(tiny_folder, tiny):
+    """Changing token t must not change value t or log-probability t's condition, only later ones."""
+    _, tokenizer = tiny
+    _, critic = engines(tiny_folder)
+    prompt, answer = tuple(tokenizer.encode("Ann has 3")), [5, 6, 7, 8]
+    other = [5, 6, 99, 8]
+    values = []
+    for tokens in (answer, other):
+        batch = RolloutBatch.of([prompt], [tuple(tokens)], [(0.0,) * 4], [0])
+        values.append(critic.forward(columns(batch, 0, CPU), 4)[0].detach())
+    assert torch.allclose(values[0][:3], values[1][:3], atol=1e-6) and not torch.allclose(values[0][3], values[1][3], atol=1e-4)
+
+
+def test_temperature_is_applied_to_what_is_scored(tiny_folder, tiny):
+    _, tokenizer = tiny
+    policy, _ = engines(tiny_folder)
+    prompt, answer = tuple(tokenizer.encode("Ann has 3")), (5, 6)
+    batch = RolloutBatch.of([prompt], [answer], [(0.0, 0.0)], [0])
+    got, entropy = policy.forward(columns(batch, 0, CPU), 2, 0.7)
+    logits = policy.module.model(torch.tensor([list(prompt + answer)])).logits[0, len(prompt) - 1 : -1] / 0.7
+    expected = torch.log_softmax(logits, -1)
+    assert torch.allclose(got[0], expected[[0, 1], list(answer)], atol=1e-5)
+    assert torch.allclose(entropy[0], -(expected.exp() * expected).sum(-1), atol=1e-4)

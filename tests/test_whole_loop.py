@@ -1,0 +1,89 @@
+"""The whole loop on a tiny config, through the command line; then what must hold of its results."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFIG = Path(__file__).parent / "configs" / "tiny.yaml"
+
+
+def rlef(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, "-m", "rlef", *arguments], capture_output=True, text=True, timeout=600)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("loop") / "run"
+    rlef("run", str(CONFIG), f"run.dir={folder}")
+    return folder
+
+
+@pytest.mark.slow
+def test_every_stage_leaves_its_files(finished):
+    for stage in ("problems", "evolve", "respond", "sft", "label", "irm", "prm", "ppo", "dpo", "evaluate", "report"):
+        assert (finished / stage / "manifest.json").is_file(), stage
+    summary = json.loads((finished / "summary.json").read_text())
+    assert {"irm", "prm"} <= set(summary["reward_models"])
+    assert {"sft", "ppo", "dpo"} <= set(summary["evaluate"])
+    assert {"n", "pass@1", "ci95", "majority@4", "prm_vote@4", "best_of_4", "pass@4"} <= set(summary["evaluate"]["ppo"])
+    assert summary["evaluate"]["ppo"]["gain"]["over"] == "sft"
+    assert summary["evolution"]["kept"] > 0 and summary["evolution"]["eliminated"]
+    html = (finished / "report.html").read_text()
+    assert "<script src" not in html and "https://" not in html
+
+
+@pytest.mark.slow
+def test_what_is_saved_loads_in_plain_transformers(finished):
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+
+    for stage, kind in {
+        "sft": AutoModelForCausalLM,
+        "ppo": AutoModelForCausalLM,
+        "dpo": AutoModelForCausalLM,
+        "irm": AutoModelForSequenceClassification,
+        "prm": AutoModelForTokenClassification,
+    }.items():
+        _, info = kind.from_pretrained(finished / stage / "model", output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"], (stage, info)
+        tokenizer = AutoTokenizer.from_pretrained(finished / stage / "model")
+        assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+@pytest.mark.slow
+def test_a_second_run_redoes_nothing(finished):
+    before = {file: file.stat().st_mtime_ns for file in finished.rglob("manifest.json")}
+    rlef("run", str(CONFIG), f"run.dir={finished}")
+    assert before == {file: file.stat().st_mtime_ns for file in finished.rglob("manifest.json")}
+
+
+@pytest.mark.slow
+def test_poisoned_answers_change_no_sample_no_reward_no_weight(finished, tmp_path):
+    """After the labels, gold answers of the RL prompts are replaced by nonsense: PPO and DPO stay bitwise the same."""
+    from safetensors.torch import load_file
+
+    from rlef.config import load_config
+    from rlef.records import Problem, read_jsonl, write_jsonl
+    from rlef.stages import dpo, ppo
+    from rlef.stages.context import StageContext
+    from rlef.tracking import Tracker
+
+    config = load_config(str(CONFIG))
+    poisoned = tmp_path / "prompts"
+    prompts = read_jsonl(finished / "respond" / "prompts.jsonl", Problem)
+    assert any(problem.answer for problem in prompts)
+    write_jsonl(poisoned / "prompts.jsonl", [problem.model_copy(update={"answer": "nonsense"}) for problem in prompts])
+    for stage, module, rows in (("ppo", ppo, "rollouts.jsonl"), ("dpo", dpo, "pairs.jsonl")):
+        inputs = {name: finished / name for name in ("irm", "prm")} | {"init": finished / "sft", "prompts": poisoned}
+        folder = tmp_path / stage
+        folder.mkdir()
+        module.run(StageContext(stage, config, config.stages[stage], inputs, folder, Tracker.null()))
+        clean, dirty = (load_file(root / "model" / "model.safetensors") for root in (finished / stage, folder))
+        assert clean.keys() == dirty.keys() and all((clean[name] == dirty[name]).all() for name in clean), stage
+        assert (folder / rows).read_bytes() == (finished / stage / rows).read_bytes()
