@@ -22,7 +22,7 @@ MEMORY_LIMIT = 2 * 1024**3
 _BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\}){1,200})\}")
 _SAID = re.compile(r"(?:the )?(?:final )?answer is:?\s*([^\n]{1,200})", re.IGNORECASE)
 _UNITS = re.compile(r"^([-+]?[\d.,/ ]*\d)\s*(?:[a-zA-Z]{2,20}(?: [a-zA-Z]{2,20}){0,2})\.?$")
-_NUMBER = re.compile(r"^([-+]?)(?:(\d{1,60}) )?(\d{1,60}(?:,\d{3})*|)(\.\d{1,60})?(?:/(\d{1,60}))?(%?)$")
+_NUMBER = re.compile(r"^([-+]?)(?:(\d{1,60}) )?(\d{1,60}(?:,\d{3})*|)(\.\d{0,60})?(?:/(\d{1,60}))?(%?)$")
 
 
 def extract_answer(text: str, marker: str = "####") -> str | None:
@@ -54,12 +54,12 @@ def as_number(answer: str) -> Fraction | None:
     if unit := _UNITS.match(text):
         text = unit[1].strip()
     match = _NUMBER.match(text)
-    if not match or not (match[3] or match[4]):
+    if not match or not (match[3] or (match[4] or "").strip(".")):
         return None
     sign, whole, integer, decimals, denominator, percent = match.groups()
     if whole and not denominator:
         return None
-    value = Fraction((integer.replace(",", "") or "0") + (decimals or ""))
+    value = Fraction((integer.replace(",", "") or "0") + (decimals or "").removesuffix("."))
     if denominator:
         if int(denominator) == 0:
             return None

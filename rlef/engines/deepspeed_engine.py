@@ -6,6 +6,7 @@ Accumulation is ours. Under ZeRO-1 and 2 two backwards before a step lose gradie
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from rlef.engines import dist
 from rlef.engines.base import StepResult
+from rlef.errors import UserError
 
 
 class DeepSpeedEngine:
@@ -36,23 +39,9 @@ class DeepSpeedEngine:
         import deepspeed  # takes seconds, and is not needed by one process
 
         self.device = torch.device(device)
-        if not dist.active():
-            deepspeed.init_distributed("gloo" if self.device.type == "cpu" else "nccl", verbose=False)
-        settings = json.loads(Path(json_path).read_text())
-        settings |= {
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": max_grad_norm,
-            "zero_allow_untested_optimizer": True,
-            "steps_per_print": 10**9,
-        }
-        for key in ("train_batch_size", "optimizer", "scheduler"):
-            settings.pop(key, None)
-        for precision in ("bf16", "fp16"):
-            if settings.get(precision, {}).get("enabled") == "auto":
-                settings[precision] = {"enabled": precision == "bf16" and next(module.parameters()).dtype == torch.bfloat16}
+        dist.init_single(self.device)
+        settings = _settings(json_path, max_grad_norm, half=next(module.parameters()).dtype == torch.bfloat16)
         self.stage = int(settings.get("zero_optimization", {}).get("stage", 0))
-        _drop_auto(settings)
         self.lr, self.warmup_steps, self.steps = lr, warmup_steps, 0
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=lr, betas=betas, weight_decay=weight_decay)
@@ -68,42 +57,50 @@ class DeepSpeedEngine:
         self.engine.backward(loss * dist.world(), scale_wrt_gas=False)
 
     def step(self) -> StepResult:
+        """The norm is the one before clipping; of a skipped step it is not finite."""
         lr = self.lr * min(1.0, (self.steps + 1) / self.warmup_steps) if self.warmup_steps else self.lr
+        plain_norm = None if hasattr(self.engine.optimizer, "overflow") else self._plain_norm()
+        if plain_norm is not None and not torch.isfinite(plain_norm):
+            self.discard()  # without ZeRO and in fp32 DeepSpeed would step on NaN
+            return StepResult(float(plain_norm), True, lr)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         before = self.engine.skipped_steps
         self.engine.step()
         skipped = self.engine.skipped_steps > before
         self.steps += not skipped
-        norm = self.engine.get_global_grad_norm()
-        return StepResult(float(norm) if norm is not None else float("nan"), skipped, lr)
+        norm = self.engine.get_global_grad_norm() if plain_norm is None else plain_norm
+        return StepResult(float(norm), skipped, lr)
+
+    def _plain_norm(self) -> torch.Tensor:
+        return nn.utils.get_total_norm([parameter.grad for parameter in self.module.parameters() if parameter.grad is not None])
 
     def discard(self) -> None:
-        """As DeepSpeed itself does after an overflow."""
+        """As DeepSpeed itself does after an overflow: parameters' gradients, and what each ZeRO stage has set aside."""
         self.engine.zero_grad()
-        self.engine.optimizer.zero_grad()
-        held = getattr(self.engine.optimizer, "averaged_gradients", None)
-        if held is not None:
-            for key in held:
-                held[key] = None
+        optimizer = self.engine.optimizer
+        optimizer.zero_grad()
+        for held in ("averaged_gradients", "all_grad_tensors"):
+            if hasattr(optimizer, held):
+                setattr(optimizer, held, {} if self.stage == 3 else dict.fromkeys(getattr(optimizer, held)))
+        if 0 < self.stage < 3 and hasattr(optimizer, "micro_step_id"):
+            optimizer.micro_step_id = -1  # its INITIAL_MICRO_STEP_ID: the next backward starts a new sum
+            if optimizer.cpu_offload:
+                optimizer.reset_cpu_buffers()
 
     def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        if self.stage < 3:
-            yield from self.module.named_parameters()
-            return
-        import deepspeed
-
+        """All ranks must walk it to the end: under ZeRO-3 every weight is gathered from all of them and freed again."""
         for name, parameter in self.module.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter]):
+            with _whole(parameter):
                 yield name, parameter
 
     def save_model(self, folder: Path) -> None:
         """All ranks take part: under ZeRO-3 each holds a part of every weight."""
-        state = {name: tensor.detach().cpu().clone() for name, tensor in self.full_parameters()} if self.stage == 3 else None
+        model = self.module if isinstance(self.module, PreTrainedModel) else self.module.model
+        assert isinstance(model, PreTrainedModel)
+        weights = full_state(model)
         if dist.is_main():
-            model = self.module.model
-            plain = {name.removeprefix("model."): tensor for name, tensor in state.items()} if state is not None else None
-            model.save_pretrained(folder, state_dict=plain)  # type: ignore[operator]
+            model.save_pretrained(folder, state_dict=weights)
         dist.barrier()
 
     def save(self, folder: Path) -> None:
@@ -112,8 +109,60 @@ class DeepSpeedEngine:
         dist.barrier()
 
     def load(self, folder: Path) -> None:
-        _, client = self.engine.load_checkpoint(str(folder), tag="state")
+        """DeepSpeed's own checkpoint; it must have been written by as many ranks at the same stage."""
+        path, client = self.engine.load_checkpoint(str(folder), tag="state")
+        if path is None:
+            raise UserError(f"{folder}: no DeepSpeed checkpoint", fix="delete the folder to start the stage again")
         self.steps = int(client["steps"])
+
+
+def full_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Every weight whole, copied to the CPU of the main process; empty on the others. All ranks must call it.
+
+    Weights are gathered one at a time, so that no device ever holds the whole model. Tied weights come once.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for name, parameter in module.named_parameters():
+        with _whole(parameter):
+            if dist.is_main():
+                state[name] = parameter.detach().cpu().clone()
+    if dist.is_main():
+        parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        state |= {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items() if name not in parameters}
+    return state
+
+
+def _whole(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
+    """The parameter gathered from all ranks while inside, where ZeRO-3 has divided it."""
+    if not hasattr(parameter, "ds_id"):
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter])
+
+
+def _settings(json_path: str, max_grad_norm: float, *, half: bool) -> dict[str, Any]:
+    """The user's DeepSpeed configuration with what the engine decides itself."""
+    settings = json.loads(Path(json_path).read_text())
+    for key in ("train_batch_size", "optimizer", "scheduler"):
+        settings.pop(key, None)
+    for precision in ("bf16", "fp16"):
+        if settings.get(precision, {}).get("enabled") == "auto":
+            settings[precision] = settings[precision] | {"enabled": precision == "bf16" and half}
+    _drop_auto(settings)
+    if settings.get("bf16", {}).get("enabled"):
+        settings["bf16"]["check_grad_overflow"] = True  # otherwise ZeRO-1 and 2 step on NaN
+        settings.setdefault("data_types", {"grad_accum_dtype": "fp32"})
+        zero = settings.setdefault("zero_optimization", {})
+        zero["stage"] = max(1, zero.get("stage", 0))  # without ZeRO its bf16 updates came out at 0.8 of the right size
+    return settings | {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW steps on offloaded weights as well
+        "steps_per_print": 10**9,
+    }
 
 
 def _drop_auto(settings: dict[str, Any]) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as torch_dist
+
+T = TypeVar("T")
 
 
 def init(device: str = "auto") -> None:
@@ -16,6 +19,14 @@ def init(device: str = "auto") -> None:
         if on_gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         torch_dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=30))
+
+
+def init_single(device: torch.device) -> None:
+    """A group of this process alone, for DeepSpeed, which insists on one and on a LOCAL_RANK."""
+    if not active():
+        os.environ.setdefault("LOCAL_RANK", "0")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        torch_dist.init_process_group(backend, store=torch_dist.HashStore(), rank=0, world_size=1)
 
 
 def active() -> bool:
@@ -50,6 +61,22 @@ def _reduce(tensor: torch.Tensor, operation: torch_dist.ReduceOp.RedOpType) -> t
     moved = tensor.cuda() if on_gpu else tensor.clone()
     torch_dist.all_reduce(moved, operation)
     return moved.to(tensor.device)
+
+
+def all_gather_object(value: T) -> list[T]:
+    """Every rank's value, by rank. For small things: it is pickled between our own processes."""
+    gathered: list[Any] = [value] * world()
+    if active():
+        torch_dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def broadcast_object(value: T) -> T:
+    """The main process's value."""
+    held: list[Any] = [value]
+    if active():
+        torch_dist.broadcast_object_list(held)
+    return held[0]
 
 
 def barrier() -> None:

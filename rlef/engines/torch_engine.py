@@ -43,15 +43,17 @@ class TorchEngine:
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         loss.backward()
+        for weight, master in zip(self._weights, self._masters, strict=True):
+            if master is not weight and weight.grad is not None:
+                # Micro-batches are summed in fp32: in bf16 a small gradient added to a large sum is lost.
+                master.grad = weight.grad.float() if master.grad is None else master.grad.add_(weight.grad)
+                weight.grad = None
 
     def step(self) -> StepResult:
         """Sum over ranks, clip, step. The norm returned is the one before clipping; a gradient that is not finite changes nothing."""
-        for weight, master in zip(self._weights, self._masters, strict=True):
-            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            if master is not weight:
-                master.grad = gradient.float()
-            else:
-                weight.grad = gradient
+        for master in self._masters:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
         if dist.world() > 1:
             flat = dist.all_reduce_sum(torch.cat([master.grad.flatten() for master in self._masters if master.grad is not None]))
             for master, piece in zip(self._masters, flat.split([master.numel() for master in self._masters]), strict=True):

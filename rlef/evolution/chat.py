@@ -12,7 +12,7 @@ from rlef.records import Lineage, Problem, Solution, problem_id
 from rlef.rollout.remote import ChatModel
 from rlef.teacher import QUALITIES, Quality
 
-_PREFIX = re.compile(r"^\s*(?:\**(?:new |rewritten )?problem\**\s*:|here is[^\n]*:)\s*", re.IGNORECASE)
+_PREFIX = re.compile(r"^\s*(?:\**(?:new |rewritten )?problem\**\s*:\**|here is[^\n]*:)\s*", re.IGNORECASE)
 
 
 class ChatTeacher:
@@ -94,10 +94,10 @@ class ChatTeacher:
         answers = self._ask(texts, seed=seed, temperature=0.0, max_tokens=16)
         return [parse_first_error(answer, len(steps)) for answer, steps in zip(answers, solutions, strict=True)]
 
-    def same(self, first: str, second: str) -> bool:
-        """Equal in meaning, by the judge; for the rule of no information gain."""
-        text = prompts.SAME_PROBLEM.format(first=first, second=second)
-        return self._ask([text], seed=0, temperature=0.0, max_tokens=4)[0].lower().startswith("yes")
+    def judge_same(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Whether the two texts of each pair ask for the same with the same difficulty: the rule of no information gain."""
+        texts = [prompts.SAME_PROBLEM.format(first=first, second=second) for first, second in pairs]
+        return [answer.lower().startswith("yes") for answer in self._ask(texts, seed=0, temperature=0.0, max_tokens=4)]
 
 
 def parse_quality(text: str) -> Quality | None:

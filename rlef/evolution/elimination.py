@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from rlef.prompts import LEAKED_WORDS
 
@@ -64,8 +63,9 @@ REFUSAL_WORDS = 80  # "sorry" in a shorter text is a refusal
 _WORD = re.compile(r"[A-Za-z0-9']+")
 
 
-def eliminated_by(parent: str, child: str, same: Callable[[str, str], bool] | None = None) -> str | None:
-    """The name of the rule that drops `child`, or None. `same`: a judge of equal meaning, asked last; without one only copies are found.
+def eliminated_by(parent: str, child: str, *, judged_same: bool = False) -> str | None:
+    """The name of the rule that drops `child`, or None. `judged_same`: a judge found them
+    equal in meaning; without one only copies are found.
 
     no_information_gain, refusal, stop_words, leaked_prompt.
     """
@@ -77,6 +77,6 @@ def eliminated_by(parent: str, child: str, same: Callable[[str, str], bool] | No
         return "refusal"
     if any(leak in lowered and leak not in parent.lower() for leak in LEAKED_WORDS):
         return "leaked_prompt"
-    if words == [word.lower() for word in _WORD.findall(parent)] or (same is not None and same(parent, child)):
+    if words == [word.lower() for word in _WORD.findall(parent)] or judged_same:
         return "no_information_gain"
     return None

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 from rlef.config import EvolveStage
+from rlef.evolution.chat import ChatTeacher
 from rlef.evolution.decontamination import Duplicates, HeldOut
 from rlef.evolution.elimination import eliminated_by
 from rlef.evolution.operations import choose_operations
@@ -47,13 +50,18 @@ def run(ctx: StageContext) -> dict:
             for start in range(0, wanted, CHUNK):
                 group = slice(start, start + CHUNK)
                 children = teacher.evolve(parents[group], chosen[group], round=number, seed=ctx.seed * 10**6 + start)
-                for parent, child in zip(parents[group], children, strict=True):
+                judged = _judged_same(teacher, parents[group], children)
+                for parent, child, same in zip(parents[group], children, judged, strict=True):
                     made += 1
                     if child is None:
                         rules["no_answer"] += 1
                         continue
                     # Elimination sees texts alone: it must not profit from what a symbolic teacher knows.
-                    rule = eliminated_by(parent.question, child.question) or held_out.overlap(child) or seen.check_and_add(child.question)
+                    rule = (
+                        eliminated_by(parent.question, child.question, judged_same=same)
+                        or held_out.overlap(child)
+                        or seen.check_and_add(child.question)
+                    )
                     if rule is not None:
                         rules[rule] += 1
                         eliminated.append(Eliminated(problem=child, rule=rule))
@@ -88,3 +96,11 @@ def run(ctx: StageContext) -> dict:
         "depths": {str(depth): depths[depth] for depth in sorted(depths)},
         "flawed": sum(problem.answer is None for problem in evolved) / max(1, len(evolved)) if teacher.name == "symbolic" else None,
     }
+
+
+def _judged_same(teacher: Any, parents: Sequence[Problem], children: Sequence[Problem | None]) -> list[bool]:
+    """The chat teacher judges each child against its parent; the symbolic one must not, since it would know."""
+    if not isinstance(teacher, ChatTeacher):
+        return [False] * len(children)
+    pairs = [(parent.question, child.question if child is not None else "") for parent, child in zip(parents, children, strict=True)]
+    return teacher.judge_same(pairs)

@@ -25,7 +25,7 @@ SIGNS: dict[str, str] = {
 LABELS = {"total": "all", "difference": "diff", "split": "each", "cost": "cost"}
 NAMES = ("Ann", "Ben", "Cal", "Dee", "Eve", "Fay", "Gus", "Hal", "Ida", "Jim", "Kay", "Leo", "Mia", "Ned", "Pam", "Sam")
 TOPICS = ("apples", "marbles", "coins", "books", "stamps", "shells", "cards", "pencils", "cookies", "balloons", "stickers", "rocks")
-LARGEST = 200  # no quantity exceeds this
+LARGEST = 99  # no quantity exceeds this: difficulty should lie in reading and binding, not in long arithmetic
 
 
 @dataclass(frozen=True)
@@ -193,12 +193,12 @@ def _next(rng: random.Random, people: int, rows: list[Statement], last: bool) ->
         if op in ("total", "difference"):
             other = rng.randrange(people)
             return Statement(op, person, other)
-        return Statement(op, person, None, rng.randint(2, 5))
+        return Statement(op, person, None, rng.randint(2, 4))
     if rng.random() < 0.4:
         op = rng.choice(CHANGES)
-        return Statement(op, person, None, rng.randint(2, 4) if op == "multiply" else rng.randint(2, 20))
+        return Statement(op, person, None, rng.randint(2, 3) if op == "multiply" else rng.randint(2, 9))
     op = rng.choice(RELATIONS)
-    return Statement(op, people, person, rng.randint(2, 5) if op in ("times", "share") else rng.randint(2, 20))
+    return Statement(op, people, person, rng.randint(2, 4) if op in ("times", "share") else rng.randint(2, 9))
 
 
 def renumber(rng: random.Random, program: Program, max_number: int) -> Program | None:
@@ -209,9 +209,9 @@ def renumber(rng: random.Random, program: Program, max_number: int) -> Program |
             if row.op in ("total", "difference"):
                 rows.append(row)
             elif SIGNS.get(row.op) in ("*", "/"):
-                rows.append(replace(row, n=rng.randint(2, 5)))
+                rows.append(replace(row, n=rng.randint(2, 4)))
             else:
-                rows.append(replace(row, n=rng.randint(2, max_number if row.op == "given" else max(4, max_number // 2))))
+                rows.append(replace(row, n=rng.randint(2, max_number if row.op == "given" else min(9, max_number))))
         changed = replace(program, statements=tuple(rows), style=rng.getrandbits(30))
         if is_sound(changed):
             return changed

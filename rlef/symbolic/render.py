@@ -10,33 +10,33 @@ from rlef.symbolic.programs import Program
 Phrasing = Literal["train", "held_out"]
 FLAWS = ("missing_quantity", "contradiction", "no_question", "ambiguous_reference")
 
-# {w} who, {r} the other person, {n} the number, {t} the topic. The last wording of each list is held out.
+# {w} who, {r} the other person, {n} the number, {t} the topic. The last wording of each list is held out: known words in a new order.
 WORDINGS: dict[str, tuple[str, ...]] = {
-    "given": ("{w} has {n} {t}.", "{w} starts with {n} {t}.", "{w} owns {n} {t}.", "There are {n} {t} in the box of {w}."),
-    "more": ("{w} has {n} more {t} than {r}.", "{w} has {n} {t} more than {r} has.", "{w} owns {n} more {t} than {r} does.", "{w} is {n} {t} ahead of {r}."),
-    "fewer": ("{w} has {n} fewer {t} than {r}.", "{w} has {n} {t} less than {r} has.", "{w} owns {n} fewer {t} than {r} does.", "{w} is {n} {t} behind {r}."),
-    "times": ("{w} has {n} times as many {t} as {r}.", "{w} has {n} times the {t} of {r}.", "{w} owns {n} times as many as {r}.", "For each of the {t} of {r}, {w} has {n}."),
-    "share": ("{w} has 1/{n} as many {t} as {r}.", "{w} has 1/{n} of what {r} has.", "{w} owns 1/{n} as many as {r}.", "{w} has one for every {n} {t} of {r}."),
-    "gain": ("{w} gets {n} more.", "Then {w} buys {n} {t}.", "{w} finds {n} {t}.", "{n} more {t} are given to {w}."),
-    "lose": ("{w} loses {n}.", "Then {w} gives away {n} {t}.", "{w} sells {n} {t}.", "{n} {t} of {w} are taken."),
-    "multiply": ("Then the {t} of {w} grow to {n} times.", "{w} now has {n} times what {w} had.", "{w} makes it {n} times as many.", "The pile of {w} becomes {n} times as big."),
+    "given": ("{w} has {n} {t}.", "{w} starts with {n} {t}.", "{w} owns {n} {t}.", "There are {n} {t} with {w}.", "{w} starts with a total of {n} {t}."),
+    "more": ("{w} has {n} more {t} than {r}.", "{w} has {n} {t} more than {r} has.", "{w} owns {n} more {t} than {r} does.", "{w} owns {n} {t} more than {r} owns."),
+    "fewer": ("{w} has {n} fewer {t} than {r}.", "{w} has {n} {t} less than {r} has.", "{w} owns {n} fewer {t} than {r} does.", "{w} owns {n} {t} less than {r} owns."),
+    "times": ("{w} has {n} times as many {t} as {r}.", "{w} has {n} times the {t} of {r}.", "{w} owns {n} times as many as {r}.", "{w} owns {n} times the {t} that {r} has."),
+    "share": ("{w} has 1/{n} as many {t} as {r}.", "{w} has 1/{n} of what {r} has.", "{w} owns 1/{n} as many as {r}.", "{w} owns 1/{n} of the {t} of {r}."),
+    "gain": ("{w} gets {n} more.", "Then {w} buys {n} {t}.", "{w} finds {n} {t}.", "{w} buys {n} more {t}."),
+    "lose": ("{w} loses {n}.", "Then {w} gives away {n} {t}.", "{w} sells {n} {t}.", "Then {w} loses {n} of the {t}."),
+    "multiply": ("Then the {t} of {w} grow to {n} times.", "{w} now has {n} times what {w} had.", "{w} makes it {n} times as many.", "Then {w} has {n} times as many."),
 }  # fmt: skip
 QUESTION_WORDINGS: dict[str | None, tuple[str, ...]] = {
-    None: ("How many {t} does {w} have?", "How many {t} has {w} now?", "Find the {t} of {w}.", "What is the number of {t} of {w}?"),
-    "total": ("How many {t} do {w} and {r} have in all?", "How many {t} have {w} and {r} together?", "Find the sum for {w} and {r}.", "What do {w} and {r} have if put together?"),
-    "difference": ("How many more {t} has {w} than {r}?", "By how many {t} does {w} beat {r}?", "Find how many more {w} has than {r}.", "What is {w} ahead of {r} by?"),
-    "split": ("{w} shares with {n} in equal parts. How many is each part?", "{w} makes {n} equal parts. How many {t} in each?", "{w} fills {n} equal bags. Find the {t} a bag.", "Cut into {n} equal heaps, how big is a heap of {w}?"),
-    "cost": ("Each costs {n}. What do the {t} of {w} cost?", "At {n} each, what is the cost for {w}?", "One costs {n}. Find the cost for {w}.", "With a price of {n}, how much are the {t} of {w}?"),
+    None: ("How many {t} does {w} have?", "How many {t} has {w} now?", "Find the {t} of {w}.", "Find how many {t} {w} has."),
+    "total": ("How many {t} do {w} and {r} have in all?", "How many {t} have {w} and {r} together?", "Find the total for {w} and {r}.", "Find the {t} of {w} and {r} together."),
+    "difference": ("How many more {t} has {w} than {r}?", "By how many {t} does {w} beat {r}?", "Find how many more {w} has than {r}.", "Find by how many {t} {w} beats {r}."),
+    "split": ("{w} shares with {n} in equal parts. How many is each part?", "{w} makes {n} equal parts. How many {t} in each?", "{w} fills {n} equal bags. Find the {t} a bag.", "{w} shares the {t} in {n} equal bags. How many in each?"),
+    "cost": ("Each costs {n}. What do the {t} of {w} cost?", "At {n} each, what is the cost for {w}?", "One costs {n}. Find the cost for {w}.", "One costs {n}. What do the {t} of {w} cost?"),
 }  # fmt: skip
-FILLER = ("It is a sunny day.", "They like to play.", "The school is near.", "It rained last night.")
 
 
 def wording(choices: tuple[str, ...], phrasing: Phrasing, rng: random.Random) -> str:
-    return choices[-1] if phrasing == "held_out" else rng.choice(choices[:-1])
+    """One of the training wordings; for "held_out" the held-out one in half of the sentences, so that each text mixes known and new."""
+    return choices[-1] if phrasing == "held_out" and rng.random() < 0.5 else rng.choice(choices[:-1])
 
 
-def render(program: Program, *, phrasing: Phrasing = "train", flaw: str | None = None, wordy: bool = False) -> str:
-    """The problem's text. The wording follows `program.style`; a `flaw` makes the text unanswerable in its own way; `wordy` adds filler."""
+def render(program: Program, *, phrasing: Phrasing = "train", flaw: str | None = None) -> str:
+    """The problem's text. The wording follows `program.style`; a `flaw` makes the text unanswerable in its own way."""
     rng = random.Random(f"style/{program.style}")
     names, topic = program.names, program.topic
     sentences = []
@@ -55,8 +55,6 @@ def render(program: Program, *, phrasing: Phrasing = "train", flaw: str | None =
             text = text.replace("1/{n}", "some part")
         sentences.append(text.format(w=names[row.who], r=other, n=number, t=topic))
     question = _question(program, phrasing, rng, ambiguous=flaw == "ambiguous_reference" and hit == -1)
-    if wordy:
-        sentences.insert(rng.randint(0, len(sentences)), rng.choice(FILLER))
     if flaw == "contradiction":
         sentences.append(_contradiction(program, phrasing, rng))
     if flaw == "no_question":

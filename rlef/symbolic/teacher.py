@@ -43,7 +43,6 @@ ERROR_RATE = 0.05  # share of sound problems' answers that are wrong
 # Each flaw hits another aspect; totals are all different, so ranks have no ties between kinds.
 QUALITIES: dict[str | None, tuple[float, float, float]] = {
     None: (1.0, 1.0, 1.0),
-    "wordy": (1.0, 0.7, 1.0),
     "ambiguous_reference": (0.9, 0.2, 1.0),
     "contradiction": (0.6, 0.4, 0.8),
     "missing_quantity": (0.8, 0.6, 0.1),
@@ -53,16 +52,14 @@ _STEP = re.compile(r"([A-Za-z]+) (\d+)([-+*/])(\d+)=(\d+)")
 _ANSWER = re.compile(r"#### *(\d+)")
 
 
-def make_problems(count: int, *, depths: tuple[int, int], seed: int, split: Phrasing, max_number: int = 50) -> list[Problem]:
-    """`count` sound problems with distinct texts, depths in turn. split "held_out": shapes and wordings that training never has."""
+def make_problems(count: int, *, depths: tuple[int, int], seed: int, split: Phrasing, max_number: int = 20) -> list[Problem]:
+    """`count` sound problems with distinct texts, depths in turn. split "held_out": shapes that training never has."""
     rng = random.Random(f"problems/{split}/{seed}")
     problems: dict[str, Problem] = {}
     span = range(depths[0], depths[1] + 1)
     while len(problems) < count:
         program = random_program(rng, span[len(problems) % len(span)], max_number=max_number, held_out=split == "held_out")
-        # Half of the held-out problems keep the training wordings, so that shape and wording can be told apart.
-        phrasing: Phrasing = "held_out" if split == "held_out" and rng.random() < 0.5 else "train"
-        problem = as_problem(program, phrasing=phrasing, solved=True)
+        problem = as_problem(program, solved=True)
         problems.setdefault(problem.question, problem)
     return list(problems.values())
 
@@ -72,12 +69,11 @@ def as_problem(
     *,
     phrasing: Phrasing = "train",
     flaw: str | None = None,
-    wordy: bool = False,
     solved: bool = False,
     lineage: Lineage | None = None,
 ) -> Problem:
     """A program as a row. A flawed one has no answer; `solved` adds the solution."""
-    question = render(program, phrasing=phrasing, flaw=flaw, wordy=wordy)
+    question = render(program, phrasing=phrasing, flaw=flaw)
     sound = flaw is None
     return Problem(
         id=problem_id(question),
@@ -87,13 +83,13 @@ def as_problem(
         source="symbolic",
         depth=program.depth,
         lineage=lineage,
-        truth=Truth(program=program.to_json(), shape=program.shape(), flaw=flaw or ("wordy" if wordy else None)),
+        truth=Truth(program=program.to_json(), shape=program.shape(), flaw=flaw),
     )
 
 
 def is_flawed(problem: Problem) -> bool:
-    """Unanswerable; a wordy problem is not."""
-    return problem.truth is not None and problem.truth.flaw in FLAWS
+    """Unanswerable as it stands."""
+    return problem.truth is not None and problem.truth.flaw is not None
 
 
 class SymbolicTeacher:
@@ -102,7 +98,7 @@ class SymbolicTeacher:
     name = "symbolic"
     operations = OPERATIONS
 
-    def __init__(self, *, flaw_rate: float = 0.25, max_depth: int = 5, max_number: int = 50) -> None:
+    def __init__(self, *, flaw_rate: float = 0.25, max_depth: int = 5, max_number: int = 20) -> None:
         self.flaw_rate, self.max_depth, self.max_number = flaw_rate, max_depth, max_number
 
     # ------------------------------------------------------------------------------------------ evolve
@@ -186,16 +182,15 @@ class SymbolicTeacher:
     # ------------------------------------------------------------------------------------------- judge
 
     def versions(self, problem: Problem, count: int, *, seed: int, phrasing: Phrasing = "train") -> list[Problem]:
-        """Two sound versions, a wordy one and flawed ones of each kind in turn, of programs near the given one."""
+        """Two sound versions and flawed ones of each kind in turn, of programs near the given one."""
         rng = random.Random(f"versions/{seed}/{problem.id}")
-        kinds: list[str | None] = [None, None, "wordy", *rng.sample(FLAWS, len(FLAWS))]
+        kinds: list[str | None] = [None, None, *rng.sample(FLAWS, len(FLAWS))]
         kinds += rng.choices([None, *FLAWS], k=max(0, count - len(kinds)))
         program = _program(problem)
         versions: dict[str, Problem] = {}
         for kind in kinds[:count] if count >= 4 else rng.sample(kinds, count):
             changed = self._change(program, rng.choice(OPERATIONS), rng) or replace(program, style=rng.getrandbits(30))
-            wordy = kind == "wordy"
-            version = as_problem(changed, phrasing=phrasing, flaw=None if wordy else kind, wordy=wordy)
+            version = as_problem(changed, phrasing=phrasing, flaw=kind)
             versions[version.question] = version
         return list(versions.values())
 
@@ -257,14 +252,14 @@ def _extend(program: Program, rng: random.Random, style: int) -> Program:
         rows.pop()
         people = len(program.names)
         person = program.target
-        rows.append(Statement("gain", person, None, rng.randint(2, 20)))
-        rows.append(Statement(rng.choice(QUESTIONS), person, rng.randrange(people), rng.randint(2, 5)))
+        rows.append(Statement("gain", person, None, rng.randint(2, 9)))
+        rows.append(Statement(rng.choice(QUESTIONS), person, rng.randrange(people), rng.randint(2, 4)))
         if rows[-1].op in ("split", "cost"):
             rows[-1] = replace(rows[-1], ref=None)
         return replace(program, statements=tuple(rows), style=style)
     op: Operation = rng.choice([*CHANGES, "split", "cost"])
     small = op in ("multiply", "split", "cost")
-    rows.append(Statement(op, program.target, None, rng.randint(2, 4) if small else rng.randint(2, 20)))
+    rows.append(Statement(op, program.target, None, rng.randint(2, 4) if small else rng.randint(2, 9)))
     return replace(program, statements=tuple(rows), style=style)
 
 
@@ -273,7 +268,7 @@ def _constrain(program: Program, rng: random.Random, style: int) -> Program:
     rows = list(program.statements)
     place = rng.randint(1, len(rows) - (program.asks is not None))
     person = rng.choice([row.who for row in rows[:place]])
-    rows.insert(place, Statement(rng.choice(CHANGES[:2]), person, None, rng.randint(2, 20)))
+    rows.insert(place, Statement(rng.choice(CHANGES[:2]), person, None, rng.randint(2, 9)))
     return replace(program, statements=tuple(rows), style=style)
 
 

@@ -1,0 +1,84 @@
+"""One process, two gloo ranks and ZeRO 0-3 on two ranks give the same weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+ZERO = {"torch": "-"} | {f"zero{stage}": str(ROOT / "configs" / "deepspeed" / f"zero{stage}.json") for stage in (1, 2, 3)}
+
+
+def run(script, processes, *arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    start = (
+        [sys.executable]
+        if processes == 1
+        else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    )
+    done = subprocess.run([*start, str(HERE / script), *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return torch.load(arguments[0], weights_only=True)
+
+
+def moved_apart(reference, other, start):
+    """Difference of two updates against the length of the update."""
+    names = reference["state"].keys()
+    assert names == other["state"].keys()
+    update = torch.cat([(reference["state"][name] - start[name]).flatten() for name in names])
+    difference = torch.cat([(reference["state"][name] - other["state"][name]).flatten() for name in names])
+    return (difference.norm() / update.norm()).item()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return run("worker_engine.py", 1, tmp_path_factory.mktemp("engine") / "one.pt", "-")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ZERO)
+def test_8_engines_on_two_ranks_equal_one_process(alone, tmp_path, kind):
+    two = run("worker_engine.py", 2, tmp_path / "two.pt", ZERO[kind])
+    torch.manual_seed(0)
+    start = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).state_dict()
+    assert moved_apart(alone, two, start) < 1e-4
+    assert two["norm"] == pytest.approx(alone["norm"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def ppo_alone(tiny_folder, tmp_path_factory):
+    return run("worker_ppo.py", 1, tmp_path_factory.mktemp("ppo") / "one.pt", tiny_folder, "-")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["torch", "zero2"])
+def test_8_ppo_update_on_two_ranks_equals_one_process(ppo_alone, tiny_folder, tmp_path, kind):
+    from rlef.models import load_policy
+
+    two = run("worker_ppo.py", 2, tmp_path / "two.pt", tiny_folder, ZERO[kind])
+    start = {f"model.{name}": value for name, value in load_policy(tiny_folder).named_parameters()}
+    assert two["steps"] == ppo_alone["steps"] == 2 and two["loss"] == pytest.approx(ppo_alone["loss"], rel=1e-4)
+    assert moved_apart(ppo_alone, two, start) < 1e-3
+
+
+@pytest.mark.slow
+def test_sft_prm_and_ppo_run_on_two_processes_with_zero_2(tmp_path):
+    """The command a user types; what it saves loads in plain transformers."""
+    from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "rlef", "run", str(ROOT / "tests" / "configs" / "tiny.yaml"), f"run.dir={folder}"]
+    command += ["launch.processes=2", f"launch.deepspeed={ZERO['zero2']}", "sft.max_steps=10", "ppo.iterations=2", "launch.device=cpu"]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    for stage in ("problems", "evolve", "respond", "sft", "label", "irm", "prm", "ppo"):
+        done = subprocess.run([*command, "--only", stage], capture_output=True, text=True, env=environment, timeout=400)
+        assert done.returncode == 0, stage + done.stdout[-2000:] + done.stderr[-4000:]
+    for stage, kind in {"sft": AutoModelForCausalLM, "prm": AutoModelForTokenClassification, "ppo": AutoModelForCausalLM}.items():
+        _, info = kind.from_pretrained(folder / stage / "model", output_loading_info=True)
+        assert not info["missing_keys"]

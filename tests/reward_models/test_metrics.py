@@ -1,0 +1,56 @@
+"""28 and the measures, against hand tables."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from reward_models import metrics
+
+
+def test_auroc_and_auprc():
+    assert metrics.auroc([1, 0, 1, 0], [0.9, 0.8, 0.7, 0.1]) == 0.75
+    assert metrics.auroc([1, 0], [0.5, 0.5]) == 0.5 and math.isnan(metrics.auroc([1, 1], [0.1, 0.2]))
+    assert metrics.auprc([1, 0, 1], [0.9, 0.8, 0.7]) == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_calibration_and_brier():
+    assert metrics.calibration_error([1, 0, 1, 0], [0.5] * 4, bins=1) == 0
+    assert metrics.calibration_error([1, 1], [0.6, 0.8], bins=2) == pytest.approx(0.3)
+    assert metrics.brier([1, 0], [0.8, 0.4]) == pytest.approx((0.04 + 0.16) / 2)
+    assert metrics.balanced_accuracy([1, 1, 1, 0], [0.9, 0.9, 0.1, 0.2]) == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_kendall():
+    assert metrics.kendall_tau([0, 1, 2], [3.0, 2.0, 1.0]) == 1 and metrics.kendall_tau([0, 1, 1], [1.0, 2.0, 0.0]) == 0
+
+
+def test_first_error_f1_as_processbench():
+    truth, scores = [1, -1, 0, -1], [[0.9, 0.2], [0.9, 0.8], [0.9, 0.1], [0.9, 0.3]]
+    assert metrics.first_error([0.9, 0.2, 0.1], 0.5) == 1 and metrics.first_error([0.9], 0.5) == -1
+    assert metrics.first_error_f1(truth, scores, 0.5) == pytest.approx(0.5)
+    assert metrics.best_threshold([1, -1], [[0.9, 0.7], [0.9, 0.9]]) in [value / 20 for value in range(15, 19)]
+    assert math.isnan(metrics.first_error_f1([-1], [[0.9]], 0.5))
+
+
+@pytest.mark.parametrize(
+    "answers,weights,chosen",
+    [
+        (["a", "b", "b"], [0.9, 0.3, 0.4], "a"),
+        (["a", "b", "b"], [0.6, 0.3, 0.3], "b"),  # a tie in weight goes by count
+        (["a", "b"], [0.5, 0.5], "a"),  # then by first appearance
+        ([None, "b"], [9.0, 0.1], "b"),
+        ([None], [1.0], None),
+        (["x"], [0.0], "x"),
+    ],
+)
+def test_28_weighted_vote(answers, weights, chosen):
+    assert metrics.weighted_vote(answers, weights) == chosen
+
+
+def test_28_equal_weights_are_the_majority_and_best_of_takes_the_first_best():
+    answers = ["a", "b", "b", None, "c"]
+    assert metrics.weighted_vote(answers, [0.5] * 5) == metrics.majority_vote(answers) == "b"
+    assert metrics.best_of(answers, [0.2, 0.9, 0.9, 1.0, 0.1]) == "b" and metrics.best_of([None], [1.0]) is None
+    assert metrics.best_of(["a", "b"], [0.5, 0.5]) == "a"

@@ -1,0 +1,173 @@
+"""Elimination, decontamination, labels and the chat teacher, with a scripted model where a model is needed."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from rlef.config import ModelSection, RandomInit
+from rlef.errors import UserError
+from rlef.evolution.chat import ChatTeacher, parse_first_error, parse_quality
+from rlef.evolution.decontamination import Duplicates, HeldOut
+from rlef.evolution.elimination import eliminated_by
+from rlef.evolution.labels import calculator_labels, check_equations, monte_carlo, ranked_items
+from rlef.evolution.operations import choose_operations
+from rlef.records import Problem, Solution, problem_id
+from rlef.stages.respond import choose_solution
+from rlef.symbolic import make_problems
+from rlef.teacher import Quality
+
+PARENT = "Ann has 12 apples. Ben has 5 more apples than Ann. How many apples does Ben have?"
+
+
+def problem(text, **fields):
+    return Problem(id=problem_id(text), question=text, **fields)
+
+
+@pytest.mark.parametrize(
+    "child,rule",
+    [
+        (PARENT, "no_information_gain"),
+        (PARENT.upper().replace(".", " !"), "no_information_gain"),
+        ("Sorry, I can not do that.", "refusal"),
+        ("#Rewritten Prompt#: Ann has 9 apples.", "leaked_prompt"),
+        ("and of the, to it?", "stop_words"),
+        ("...!?", "stop_words"),
+        ("", "stop_words"),
+        (PARENT.replace("12", "13"), None),
+        ("Ann is sorry. " + "She sells many apples every day. " * 20, None),
+        ("Ann has 12 apples.", None),  # no question is not a rule: flawed prompts must reach RL
+    ],
+)
+def test_the_four_rules(child, rule):
+    assert eliminated_by(PARENT, child) == rule
+
+
+def test_rules_see_texts_alone_and_a_judge_may_be_heard():
+    parameters = inspect.signature(eliminated_by).parameters
+    assert {name: parameter.annotation for name, parameter in parameters.items()} == {
+        "parent": "str",
+        "child": "str",
+        "judged_same": "bool",
+    }
+    assert eliminated_by(PARENT, "Ben has 17 apples?", judged_same=True) == "no_information_gain"
+    assert teacher("Yes.", "no").judge_same([("a", "b"), ("a", "c")]) == [True, False]
+
+
+def test_duplicates():
+    seen = Duplicates(0.8)
+    long = "Ann has 12 apples and she gives 3 of them to Ben who then shares them with all his many friends at the big school"
+    assert seen.check_and_add(long) is None
+    assert seen.check_and_add(long.upper() + "!") == "exact_duplicate"
+    assert seen.check_and_add(long + " today") == "near_duplicate"
+    assert seen.check_and_add("Something else entirely, about seven trains.") is None
+
+
+def test_held_out_text_and_shape():
+    tests = make_problems(50, depths=(1, 4), seed=0, split="held_out")
+    held = HeldOut(tests)
+    for one in tests:
+        bare = one.model_copy(update={"truth": None})
+        assert held.overlap(bare) == "held_out_text" and held.overlap(one) == "held_out_shape"
+        assert held.overlap(bare.model_copy(update={"question": "Well then. " + one.question + " Think about it."})) == "held_out_text"
+    assert not any(held.overlap(one) for one in make_problems(50, depths=(1, 4), seed=0, split="train"))
+
+
+def test_operations_follow_the_weights():
+    names = ("up.a", "up.b", "down.c")
+    drawn = choose_operations(4000, names, {"up": 3, "down": 1}, seed="s")
+    assert 0.72 < sum(name.startswith("up") for name in drawn) / 4000 < 0.78 and set(drawn) == set(names)
+    assert drawn == choose_operations(4000, names, {"up": 3, "down": 1}, seed="s")
+    for weights in ({"breadth": 1.0}, {"up": 0.0}):
+        with pytest.raises(UserError):
+            choose_operations(1, names, weights, seed="s")
+
+
+def test_ranks_share_ties():
+    qualities = [Quality(1, 1, 0), Quality(1, 1, 1), None, Quality(0, 1, 1, "x"), Quality(0, 0, 0)]
+    items = ranked_items([problem(f"q{place}") for place in range(5)], qualities)
+    assert [(item.text, item.rank) for item in items] == [("q1", 0), ("q0", 1), ("q3", 1), ("q4", 2)] and items[2].kind == "x"
+
+
+@pytest.mark.parametrize(
+    "step,label",
+    [
+        ("48/2 = 24 clips", 1.0),
+        ("She earns $12 x 5 = $60", 1.0),
+        ("2+3=6", 0.0),
+        ("(2+3)*4=20, so 20-1=18", 0.0),
+        ("no sum here", None),
+        ("1/3 = 0.33", 1.0),
+        ("9**9**9=1", None),
+        ("5/0=1", None),
+        ("(" * 500 + "1=1", None),
+    ],
+)
+def test_calculator(step, label):
+    assert check_equations(step) == label
+
+
+def test_monte_carlo_against_hand_counts():
+    asked = []
+
+    def completions(prefixes):
+        asked.extend(prefixes)
+        return [["7", "8", None, "7.0"], ["1", "2", "3", "4"]]
+
+    rates = monte_carlo(["a", "b", "c"], "7", completions, "7")
+    assert rates == [0.5, 0.0, 1.0] and asked == [["a"], ["a", "b"]]
+    assert calculator_labels(["1+1=3", "b", "c"], rates) == [0.0, 0.0, 1.0]
+
+
+def solution(answer, steps=("s",)):
+    return Solution(problem_id="p", question="q", steps=steps, answer=answer, text="t", writer="w")
+
+
+def test_responding_keeps_what_agrees():
+    known, unknown = problem("q", answer="7"), problem("q")
+    assert choose_solution(known, [solution("8"), solution("7.0")], min_agreement=0.9)[0].answer == "7.0"
+    assert choose_solution(known, [solution("8")], min_agreement=0.1)[1] == "wrong_answer"
+    kept, _ = choose_solution(unknown, [solution("7"), solution("7.0"), solution("9"), solution(None)], min_agreement=0.5)
+    assert kept.answer == "7" and kept.agreement == 0.5
+    assert choose_solution(unknown, [solution("7"), solution("8"), solution("9")], min_agreement=0.3)[1] == "not_self_consistent"
+    assert choose_solution(unknown, [solution("7")], min_agreement=0.5)[1] == "not_self_consistent"
+    assert choose_solution(unknown, [solution("7", steps=())], min_agreement=0.5)[1] == "no_answer"
+
+
+class Scripted:
+    name = "scripted"
+
+    def __init__(self, *answers):
+        self.answers, self.seen = list(answers), []
+
+    def complete(self, conversations, *, temperature, max_tokens, seed):
+        self.seen += [messages[-1]["content"] for messages in conversations]
+        return [self.answers.pop(0) for _ in conversations]
+
+
+def teacher(*answers):
+    return ChatTeacher(Scripted(*answers), ModelSection(random=RandomInit()), temperature=0.7, max_tokens=64)
+
+
+def test_the_chat_teacher_evolves_with_lineage_and_tolerates_wrapping():
+    one = teacher("**New problem:** Ann has 9 pens. How many?", None)
+    children = one.evolve([problem(PARENT), problem("other")], ["up.add_step", "down.easier_topic"], round=2, seed=0)
+    assert children[0].question == "Ann has 9 pens. How many?" and children[1] is None
+    assert children[0].lineage.model_dump() == {
+        "parent": problem_id(PARENT),
+        "root": problem_id(PARENT),
+        "operation": "up.add_step",
+        "round": 2,
+        "teacher": "scripted",
+    }
+    assert PARENT in one.chat.seen[0] and children[0].answer is None
+
+
+def test_the_chat_teacher_answers_and_judges():
+    (row,) = teacher("12+5=17\n#### 17", "no idea").respond([problem(PARENT)], 2, seed=0)
+    assert row[0].steps == ("12+5=17",) and row[0].answer == "17" and row[1].answer is None
+    quality = teacher('Sure! {"definition": 8, "precision": 10, "integrity": 3}').judge_instructions([problem(PARENT)], seed=0)[0]
+    assert (quality.definition, quality.precision, quality.integrity) == (0.8, 1.0, 0.3)
+    assert teacher("Step 2").judge_steps([problem(PARENT)], [["a", "b", "c"]], seed=0) == [[1.0, 0.0, None]]
+    assert parse_first_error("0", 2) == [1.0, 1.0] and parse_first_error("hm", 2) == [None, None] and parse_quality("definition 3") is None

@@ -1,0 +1,64 @@
+"""What evaluation counts, from hand-made outcomes; what evidence pools, from hand-made files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from rlef.stages.evaluate import Outcome, summarise
+
+
+def outcome(number, right, depth=1, answer="1", **votes):
+    return Outcome(problem_id=str(number), depth=depth, text="t", answer=answer, right=right, finished=True, **votes)
+
+
+def test_shares_depths_and_extraction_failures():
+    rows = [
+        outcome(0, True, sampled_right=4, majority=True, prm_vote=True, best=True),
+        outcome(1, False, depth=2, answer=None, sampled_right=1, majority=False, prm_vote=True, best=False),
+        outcome(2, True, depth=2),
+        outcome(3, False, depth=2),
+    ]
+    found = summarise(rows, 4)
+    assert found["pass@1"] == 0.5 and found["n"] == 4 and found["vote_n"] == 2
+    assert found["extraction_failures"] == 0.25 and found["by_depth"] == {"1": 1.0, "2": pytest.approx(1 / 3)}
+    assert found["pass@4"] == 1.0 and found["majority@4"] == 0.5 and found["prm_vote@4"] == 1.0 and found["best_of_4"] == 0.5
+    assert found["sampled_pass@1"] == pytest.approx(5 / 8) and found["prm_vote_minus_majority"]["mean"] == 0.5
+    assert "majority@4" not in summarise(rows[2:], 4)
+
+
+def test_evidence_pools_pairs_by_problem(tmp_path):
+    spec = importlib.util.spec_from_file_location("evidence", Path(__file__).parents[3] / "scripts" / "evidence.py")
+    evidence = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(evidence)
+    runs = []
+    for seed in (0, 1):
+        run = tmp_path / f"seed_{seed}"
+        (run / "evaluate").mkdir(parents=True)
+        for place, policy in enumerate(evidence.POLICIES):
+            rows = [
+                outcome(number, number < 4 + place, majority=False, prm_vote=number < 5, sampled_right=0, best=False)
+                for number in range(10)
+            ]
+            order = rows if place % 2 else rows[::-1]  # order must not matter: pairs go by problem
+            (run / "evaluate" / f"samples_{policy}.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in order))
+        for name, result in {
+            "irm": {"pair_accuracy": 0.8 + seed / 10, "by_flaw": {"x": 0.5}},
+            "prm": {"step_auroc": 0.9, "by_depth": {"1": 0.9}},
+        }.items():
+            (run / name).mkdir()
+            (run / name / "manifest.json").write_text(json.dumps({"result": result}))
+        runs.append(run)
+    result = evidence.pool_results(runs)
+    assert result["pooled"]["ppo_minus_sft"]["mean"] == pytest.approx(0.4) and result["pooled"]["ppo_minus_sft"][
+        "per_seed"
+    ] == pytest.approx([0.4, 0.4])
+    assert result["pooled"]["ppo_minus_rft"]["mean"] == pytest.approx(0.2) and result["pooled"]["prm_vote_minus_majority"]["mean"] == 0.5
+    assert result["irm"]["pair_accuracy"] == pytest.approx(0.85)
+    readme = tmp_path / "README.md"
+    readme.write_text("a <!-- evidence:begin --> old <!-- evidence:end --> z")
+    evidence.write_readme(readme, evidence.as_table(runs, result))
+    assert "old" not in readme.read_text() and "ppo minus sft" in readme.read_text() and readme.read_text().endswith(" z")

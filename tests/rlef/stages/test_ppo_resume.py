@@ -1,0 +1,93 @@
+"""25: PPO killed after a checkpoint and started again ends with bitwise the same weights."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from reward_models.config import ProcessModelConfig
+from reward_models.instruction import Calibration, save_calibration
+from reward_models.model import build
+from reward_models.process import SETTINGS
+from rlef.config import Config, PpoStage
+from rlef.records import Problem, problem_id, write_jsonl
+from rlef.stages import ppo
+from rlef.stages.context import StageContext
+from rlef.tracking import Tracker
+
+
+@pytest.fixture
+def inputs(tiny_folder, tmp_path):
+    for kind, name in (("instruction", "irm"), ("process", "prm")):
+        model, tokenizer = build(kind, tiny_folder, separator="<|step|>" if name == "prm" else None)
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    save_calibration(Calibration((0.0, 0.1), 1.0, 0.05, 64), tmp_path / "irm")
+    (tmp_path / "prm" / SETTINGS).write_text(ProcessModelConfig().model_dump_json())
+    questions = [f"Ann has {a} pens. Ben has {b} more. How many?" for a in range(4) for b in range(4)]
+    write_jsonl(tmp_path / "prompts" / "prompts.jsonl", [Problem(id=problem_id(q), question=q, answer="1") for q in questions])
+    return {"init": tiny_folder, "irm": tmp_path / "irm", "prm": tmp_path / "prm", "prompts": tmp_path / "prompts"}
+
+
+def context(folder, inputs, **settings):
+    base = {
+        "iterations": 4,
+        "prompts_per_iteration": 4,
+        "samples_per_prompt": 2,
+        "max_tokens": 12,
+        "critic_warmup": 1,
+        "minibatches": 2,
+        "policy_lr": 1e-3,
+    }
+    stage = PpoStage(**(base | settings))
+    config = Config.model_validate({"model": {"random": {}}, "stages": {"ppo": stage.model_dump()}})
+    folder.mkdir(exist_ok=True)
+    tracker = Tracker("ppo", folder / "metrics.jsonl", quiet=True)
+    return StageContext("ppo", config, stage, inputs, folder, tracker)
+
+
+def test_25_resume_is_bitwise(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(ppo, "CHECKPOINT_EVERY", 2)
+    ppo.run(context(tmp_path / "straight", inputs))
+
+    real = ppo._checkpoint
+
+    def killed(*arguments):
+        real(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ppo, "_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ppo.run(context(tmp_path / "killed", inputs))
+    monkeypatch.setattr(ppo, "_checkpoint", real)
+    ppo.run(context(tmp_path / "killed", inputs))
+    straight, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("straight", "killed"))
+    assert all((straight[name] == resumed[name]).all() for name in straight)
+
+    def rows(name):
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in row.items() if not key.startswith(("time", "perf"))} for row in lines]
+
+    assert rows("straight") == rows("killed") and [row["step"] for row in rows("killed")] == [1, 2, 3, 4]
+    assert not (tmp_path / "killed" / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("mode", ["min_terminal", "running_min_delta"])
+def test_both_reward_modes_run_and_leave_their_files(inputs, tmp_path, mode):
+    folder = tmp_path / mode
+    result = ppo.run(context(folder, inputs, reward_mode=mode, iterations=2))
+    assert result["samples"] == 16 and (folder / "model" / "config.json").is_file()
+    row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {
+        "reward/total",
+        "reward/instruction",
+        "reward/answer",
+        "ppo/kl",
+        "ppo/clip_fraction",
+        "value/explained_variance",
+        "time/rollout",
+        "optim/lr",
+    } <= row.keys()
+    assert len((folder / "rollouts.jsonl").read_text().splitlines()) == 8

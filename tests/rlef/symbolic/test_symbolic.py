@@ -1,0 +1,150 @@
+"""The embedded domain: exact, split by shape, and its teacher's flaws are what they claim."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+from rlef.symbolic.programs import LARGEST, NAMES, QUESTIONS, SIGNS, TOPICS, Program, Statement, is_held_out
+from rlef.symbolic.render import FLAWS, QUESTION_WORDINGS, WORDINGS, render
+from rlef.symbolic.teacher import OPERATIONS, SymbolicTeacher, as_problem, judge, make_problems
+
+PROBLEMS = make_problems(300, depths=(1, 5), seed=0, split="train")
+HAND = Program(
+    "apples",
+    ("Ann", "Ben"),
+    (Statement("given", 0, None, 12), Statement("more", 1, 0, 5), Statement("lose", 1, None, 3), Statement("total", 1, 0)),
+    1,
+)
+
+
+def program(problem):
+    return Program.from_json(problem.truth.program)
+
+
+def test_the_domain_is_as_wide_as_it_says():
+    assert len(SIGNS) >= 8 and len(TOPICS) >= 10 and len(NAMES) >= 10
+    assert all(len(choices) >= 4 for choices in [*WORDINGS.values(), *QUESTION_WORDINGS.values()])
+    used = Counter(statement.op for problem in PROBLEMS for statement in program(problem).statements)
+    assert set(SIGNS) <= set(used)
+
+
+def test_a_hand_made_program():
+    assert [str(step) for step in HAND.steps()] == ["Ben 12+5=17", "Ben 17-3=14", "all 14+12=26"]
+    assert HAND.answer == 26 and HAND.depth == 3 and HAND.shape() == "given0 more1<0 lose1 total1<0 ?"
+
+
+def test_only_what_matters_is_a_step():
+    astray = Program(
+        "apples", ("Ann", "Ben"), (Statement("given", 0, None, 5), Statement("given", 1, None, 9), Statement("gain", 0, None, 2)), 0
+    )
+    assert astray.needed() == [0, 2] and astray.depth == 1
+
+
+def test_every_solution_follows_from_the_text():
+    """Each number of the program stands in the text, and each step's arithmetic is right."""
+    for problem in PROBLEMS:
+        for statement in program(problem).statements:
+            if statement.op not in ("total", "difference"):
+                assert re.search(rf"(?<!\d){statement.n}(?!\d)", problem.question), problem.question
+        for step in problem.solution:
+            a, sign, b, value = re.fullmatch(r"\w+ (\d+)([-+*/])(\d+)=(\d+)", step).groups()
+            assert {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b), "/": int(a) / int(b)}[sign] == int(value) <= LARGEST
+        assert problem.answer == problem.solution[-1].split("=")[1] and len(problem.solution) == problem.depth
+
+
+def test_shapes_are_split_and_every_depth_is_on_both_sides():
+    held_out = make_problems(300, depths=(1, 5), seed=0, split="held_out")
+    assert not {p.truth.shape for p in PROBLEMS} & {p.truth.shape for p in held_out}
+    for rows in (PROBLEMS, held_out):
+        assert set(Counter(p.depth for p in rows)) == {1, 2, 3, 4, 5} and len({p.question for p in rows}) == 300
+
+
+def test_shapes_ignore_names_numbers_and_topics():
+    other = Program(
+        "coins", ("Sam", "Pam"), tuple(Statement(s.op, s.who, s.ref, s.n + 1 if s.n else 0) for s in HAND.statements), 1, style=9
+    )
+    assert other.shape() == HAND.shape()
+
+
+def test_all_is_a_function_of_the_seed():
+    assert PROBLEMS == make_problems(300, depths=(1, 5), seed=0, split="train") != make_problems(300, depths=(1, 5), seed=1, split="train")
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_flaws_are_what_they_claim(flaw):
+    for problem in PROBLEMS[:100]:
+        sound, text = problem.question, render(program(problem), flaw=flaw)
+        assert text != sound and as_problem(program(problem), flaw=flaw).answer is None
+        if flaw == "missing_quantity":
+            assert len(re.findall(r"\d+", text)) < len(re.findall(r"\d+", sound)) and "some" in text
+        elif flaw == "no_question":
+            assert "?" not in text and "Find" not in text
+        elif flaw == "ambiguous_reference":
+            assert "the other one" in text
+        else:
+            assert len(text.split(".")) > len(sound.split("."))
+
+
+def test_held_out_wordings_are_never_rendered_for_training():
+    last = {choices[-1].format(w="W", r="R", n="N", t="T") for choices in WORDINGS.values()}
+    first = {text.format(w="W", r="R", n="N", t="T") for choices in WORDINGS.values() for text in choices[:-1]}
+    assert not last & first
+
+
+def test_judge_by_hand():
+    problem = as_problem(HAND)
+    assert judge(problem, ["Ben 12+5=17", "Ben 17-3=14", "all 14+12=26", "#### 26"]) == [True] * 4
+    assert judge(problem, ["Ben 5+12=17", "Ben 17-3=14", "all 12+14=26"]) == [True] * 3  # sums commute
+    assert judge(problem, ["Ben 12+5=18", "Ben 18-3=15", "all 15+12=27", "#### 27"]) == [False] * 4  # what follows a wrong value is wrong
+    assert judge(problem, ["Ann 12+5=17"]) == [False] and judge(problem, ["Ben 3-17=14"]) == [False]
+    assert judge(problem, ["Ben 17-3=14"]) == [False]  # from a quantity that is not derived yet
+    assert judge(problem, ["Ben 12+5=17", "Ben 12+5=17"]) == [True, True] and judge(problem, ["", "Ben 9**9=1", "#### 25"]) == [False] * 3
+    assert judge(as_problem(HAND, flaw="no_question"), ["Ben 12+5=17"]) == [False]
+
+
+def test_every_gold_solution_is_judged_right():
+    for problem in PROBLEMS:
+        assert all(judge(problem, [*problem.solution, f"#### {problem.answer}"]))
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_evolution_keeps_its_promises(operation):
+    teacher = SymbolicTeacher(flaw_rate=0.0, max_depth=5)
+    parents = [problem for problem in PROBLEMS if 2 <= problem.depth <= 4]
+    children = [
+        (p, c) for p, c in zip(parents, teacher.evolve(parents, [operation] * len(parents), round=1, seed=0), strict=True) if c and c.answer
+    ]
+    assert len(children) > 0.7 * len(parents)
+    change = [c.depth - p.depth for p, c in children]
+    if operation == "up.add_step":
+        assert min(change) >= 0 and sum(change) / len(change) > 0.8
+    if operation in ("down.drop_step", "down.easier_topic"):
+        assert max(change) <= 0 and sum(change) / len(change) < -0.5
+    if operation == "breadth.new_topic":
+        assert all(program(c).topic != program(p).topic and c.depth == p.depth for p, c in children)
+    for parent, child in children:
+        assert child.lineage.parent == parent.id and child.lineage.operation == operation and child.solution is None
+        assert not is_held_out(child.truth.shape) and child.answer == str(program(child).answer)
+
+
+def test_the_teacher_errs_as_often_as_it_says():
+    teacher = SymbolicTeacher(flaw_rate=0.3)
+    children = [c for c in teacher.evolve(PROBLEMS, ["breadth.new_topic"] * 300, round=1, seed=1) if c]
+    assert 0.2 < sum(c.truth.flaw is not None for c in children) / len(children) < 0.38
+    answers = teacher.respond(PROBLEMS, 4, seed=0)
+    right = [one.answer == problem.answer for problem, row in zip(PROBLEMS, answers, strict=True) for one in row]
+    assert 0.9 < sum(right) / len(right) < 0.99
+
+
+def test_rankings_put_sound_instructions_first():
+    teacher = SymbolicTeacher()
+    versions = teacher.versions(PROBLEMS[5], 7, seed=0)
+    totals = {
+        problem.truth.flaw: quality.total for problem, quality in zip(versions, teacher.judge_instructions(versions, seed=0), strict=True)
+    }
+    assert set(totals) == {None, *FLAWS} and totals[None] > max(totals[flaw] for flaw in FLAWS)
+    assert len(set(totals.values())) == len(totals)
+    assert QUESTIONS

@@ -1,0 +1,70 @@
+"""The grader: exact numbers, other forms by math-verify, hostile text without harm."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlef.answers import as_number, canonical, extract_answer, same_answer
+
+
+@pytest.mark.parametrize(
+    "first,second",
+    [
+        ("1,000", "1000"),
+        ("$18", "18"),
+        ("18 dollars", "18"),
+        ("3/4", "0.75"),
+        ("2 1/2", "2.5"),
+        ("50%", "1/2"),
+        ("-3", "−3"),
+        ("18.", "18.00"),
+        ("$1,234.50", "1234.5"),
+        ("\\frac{3}{4}", "0.75"),
+        (".5", "1/2"),
+    ],
+)
+def test_equal_numbers(first, second):
+    assert same_answer(first, second) and same_answer(second, first) and canonical(first) == canonical(second)
+
+
+@pytest.mark.parametrize(
+    "first,second", [("17.6", "18"), ("18", "81"), ("1/3", "0.333"), ("50", "50%"), ("", "0"), ("1/0", "1"), ("abc", "18"), ("3", "-3")]
+)
+def test_unequal(first, second):
+    assert not same_answer(first, second) and not same_answer(second, first)
+
+
+@given(st.integers(-(10**9), 10**9), st.integers(1, 10**6))
+def test_fractions_equal_their_multiples(numerator, denominator):
+    assert as_number(f"{numerator}/{denominator}") == as_number(f"{2 * numerator}/{2 * denominator}")
+
+
+@pytest.mark.parametrize(
+    "text,answer",
+    [
+        ("a\n#### 18", "18"),
+        ("#### 1\nmore\n#### 2\n", "2"),
+        ("so \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+        ("The answer is: 7.", "7"),
+        ("no answer", None),
+        ("####", None),
+        ("#### " + "9" * 500, None),
+    ],
+)
+def test_extraction(text, answer):
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.slow
+def test_other_forms_and_hostile_ones():
+    assert same_answer("x+1", "1+x") and same_answer("\\sqrt{4}", "2")
+    began = time.time()
+    assert not same_answer("9^{9^{9^{9}}}", "\\sqrt{2}")
+    assert not same_answer("(" * 150, "\\sqrt{2}")
+    assert not same_answer("9" * 10**6, "1") and not same_answer("\\frac{" * 30, "x^2")
+    assert time.time() - began < 30
+    assert same_answer("x+1", "1+x")  # a killed worker is replaced

@@ -1,0 +1,95 @@
+"""A user's mistakes: one message, every mistake in it, exit code 2, nothing half-written."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from rlef.cli import main
+from rlef.config import load_config
+from rlef.errors import UserError
+
+GOOD = {"model": {"random": {}}, "stages": {"problems": {"seeds": 20, "held_out": 10}, "sft": {"data": "seeds"}}}
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def to_file(data, name="run.yaml"):
+        file = tmp_path / name
+        file.write_text(data if isinstance(data, str) else yaml.safe_dump(data, sort_keys=False))
+        return str(file)
+
+    return to_file
+
+
+def changed(**stages):
+    return GOOD | {"stages": {name: dict(settings) for name, settings in GOOD["stages"].items()} | stages}
+
+
+def test_defaults_and_overrides(write):
+    config = load_config(write(GOOD), ["sft.max_steps=7", "run.seed=3", "model.random.layers=2"])
+    assert config.run.dir == "runs/run" and config.run.seed == 3
+    assert config.stages["sft"].max_steps == 7 and config.stages["problems"].kind == "problems" and config.model.random.layers == 2
+
+
+@pytest.mark.parametrize(
+    "data,overrides,words",
+    [
+        (changed(sft={"max_step": 3}), [], ["stages.sft.max_step", "unknown key", "max_steps"]),
+        (changed(sft={"max_steps": "many"}), [], ["stages.sft.max_steps", "many"]),
+        (GOOD, ["sft.learning_rate=-1"], ["stages.sft.learning_rate", "-1"]),
+        (GOOD | {"modle": {}}, [], ["modle", "did you mean `model`"]),
+        (changed(ppoo={}), [], ["stages.ppoo", "did you mean `ppo`"]),
+        (GOOD | {"model": {}}, [], ["exactly one of"]),
+        (GOOD | {"model": {"random": {"hidden_size": 100}}}, [], ["model.random", "hidden_size"]),
+        (GOOD | {"teacher": {"kind": "openai"}}, [], ["base_url"]),
+        (changed(problems={"source": "jsonl", "path": "nowhere.jsonl"}), [], ["stages.problems.path", "nowhere.jsonl"]),
+        ("model: [1\nstages: {", [], ["not valid YAML", "line"]),
+        ("- 1", [], ["mapping"]),
+        (GOOD, ["nonsense"], ["not an override"]),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(write, tmp_path, capsys, data, overrides, words):
+    file = write(data)
+    assert main(["run", file, *overrides]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error:") and "Traceback" not in shown and "fix:" in shown
+    for word in words:
+        assert word in shown, shown
+    assert not (tmp_path / "runs").exists()
+
+
+def test_all_mistakes_come_at_once(write):
+    with pytest.raises(UserError) as error:
+        load_config(write(changed(sft={"max_steps": 0, "batch": 2}) | {"run": {"sed": 1}}))
+    assert all(word in str(error.value) for word in ("3 mistake(s)", "stages.sft.max_steps", "stages.sft.batch", "run.sed"))
+
+
+def test_missing_config_and_unknown_stage(write, capsys):
+    assert main(["run", "nowhere.yaml"]) == 2
+    assert main(["run", write(GOOD), "--only", "ppo"]) == 2
+    assert "no such stage" in capsys.readouterr().err
+
+
+def test_an_input_without_a_maker_is_named_before_anything_runs(write, tmp_path, capsys):
+    assert main(["run", write(changed(ppo={}))]) == 2
+    assert "stages.ppo" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_a_broken_row_is_named_with_its_line(write, tmp_path, capsys):
+    (tmp_path / "p.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n{broken\n')
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "bad.jsonl").write_text("{broken\n[]\n")
+    data = changed(problems={"source": "jsonl", "path": "p.jsonl", "held_out_path": "p.jsonl"})
+    for name, words in (("empty.jsonl", "empty"), ("bad.jsonl", "line 1")):
+        assert main(["run", write(data), f"problems.path={name}", "--only", "problems"]) == 2
+        shown = capsys.readouterr().err
+        assert name in shown and words in shown
+
+
+def test_check_loads_no_model_and_shows_the_stages(write, capsys):
+    assert main(["check", write(GOOD)]) == 0
+    shown = capsys.readouterr().out
+    assert "problems" in shown and "to run" in shown and "M parameters" in shown

@@ -1,0 +1,110 @@
+"""Skipping, redoing and resuming, with two small stages that count how often they ran."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from rlef import launch, pipeline
+from rlef.config import load_config
+from rlef.errors import UserError
+
+DATA = {
+    "model": {"random": {}},
+    "tracking": {"wandb": "disabled"},
+    "stages": {"problems": {"seeds": 10}, "sft": {"data": "seeds"}, "report": {}},
+}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(DATA, sort_keys=False))
+    ran: list[str] = []
+    broken: set[str] = set()
+
+    def fake(config, run_dir, name, folder, inputs, kind):
+        ran.append(name)
+        if name in broken:
+            (folder / "half.txt").write_text("half")
+            raise KeyboardInterrupt
+        (folder / "out.txt").write_text(config.stages[name].model_dump_json())
+        return {"ran": name}
+
+    monkeypatch.setattr(launch, "run_stage", fake)
+
+    def go(*overrides, **options):
+        ran.clear()
+        done = pipeline.run(load_config("c.yaml", overrides), **options)
+        return list(ran), done
+
+    go.broken = broken
+    go.ran = ran
+    return go
+
+
+def test_a_second_run_does_nothing(run):
+    assert run()[0] == ["problems", "sft", "report"]
+    assert run()[0] == []
+
+
+def test_a_changed_key_redoes_its_stage_and_what_follows_and_keeps_the_old_folders(run, capsys):
+    run()
+    ran, done = run("sft.max_steps=5")
+    assert ran == ["sft", "report"] and "sft.max_steps" in capsys.readouterr().out
+    old = list((done.root / "superseded").glob("*/sft/out.txt"))
+    assert len(old) == 1 and json.loads(old[0].read_text())["max_steps"] == 1000
+
+
+def test_micro_batch_launch_and_tracking_change_nothing(run):
+    run()
+    assert run("sft.micro_batch_size=2", "tracking.project=other", "launch.device=cpu")[0] == []
+
+
+def test_a_changed_seed_redoes_all(run):
+    run()
+    assert run("run.seed=1")[0] == ["problems", "sft", "report"]
+
+
+def test_an_interrupted_stage_is_handed_its_own_folder_again(run):
+    run.broken.add("sft")
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    run.broken.clear()
+    ran, done = run()
+    assert ran == ["sft", "report"] and (done.stage("sft") / "half.txt").exists()
+
+
+def test_a_half_written_folder_of_other_settings_is_moved_away(run):
+    run.broken.add("sft")
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    run.broken.clear()
+    _, done = run("sft.max_steps=5")
+    assert not (done.stage("sft") / "half.txt").exists() and list((done.root / "superseded").glob("*/sft/half.txt"))
+
+
+def test_paid_work_is_redone_only_with_yes(run):
+    run("problems.paid=true")
+    with pytest.raises(UserError, match="--yes"):
+        run("problems.paid=true", "problems.seeds=11")
+    assert run("problems.paid=true", "problems.seeds=11", yes=True)[0] == ["problems", "sft", "report"]
+
+
+def test_from_and_only(run):
+    run()
+    assert run(start="sft")[0] == ["sft", "report"]
+    assert run(only="report", start=None)[0] == []
+
+
+def test_an_unfinished_input_is_named(run):
+    with pytest.raises(UserError, match="problems"):
+        run(only="sft")
+
+
+def test_summary_is_made_from_manifests(run):
+    _, done = run()
+    summary = json.loads(done.summary_file.read_text())
+    assert summary["stages"]["sft"]["status"] == "done" and summary["stages"]["sft"]["seconds"] >= 0

@@ -1,0 +1,77 @@
+"""The page of a run: complete, self-contained, and no model text in it can act."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from rlef.charts import line_chart
+from rlef.errors import UserError
+from rlef.records import Eliminated, Lineage, Problem, Rollout, problem_id, write_jsonl
+from rlef.stages.report import write_report
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+
+
+def make_run(folder):
+    stages = {name: {"kind": name} for name in ("problems", "evolve", "irm", "prm", "ppo", "evaluate", "report")}
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    results = {
+        "evolve": {"made": 4, "kept": 2, "eliminated": {"refusal": 1}, "operations": {"up.add_step": 2}, "flawed": 0.5},
+        "irm": {"pair_accuracy": 0.9, "by_flaw": {HOSTILE: 0.8}},
+        "prm": {"step_auroc": float("nan"), "by_depth": {"1": 0.9}},
+        "evaluate": {},
+    }
+    for name, result in results.items():
+        (folder / name).mkdir()
+        (folder / name / "manifest.json").write_text(json.dumps({"fingerprint": {}, "files": {}, "seconds": 3.0, "result": result}))
+    seed = Problem(id=problem_id("seed"), question="seed")
+    lineage = Lineage(parent=seed.id, root=seed.id, operation="up.add_step", round=1, teacher="t")
+    child = Problem(id="c", question=HOSTILE, lineage=lineage)
+    write_jsonl(folder / "problems" / "seeds.jsonl", [seed])
+    write_jsonl(folder / "evolve" / "evolved.jsonl", [child])
+    write_jsonl(folder / "evolve" / "eliminated.jsonl", [Eliminated(problem=child, rule="refusal")])
+    rollout = Rollout(
+        problem_id="c",
+        iteration=1,
+        sample=0,
+        question=HOSTILE,
+        text=f"{HOSTILE}\n#### 1",
+        step_scores=(0.9, 0.1),
+        instruction=0.5,
+        answer=0.1,
+        total=0.05,
+        length=9,
+        finished=True,
+    )
+    write_jsonl(folder / "ppo" / "rollouts.jsonl", [rollout])
+    rows = [{"stage": "ppo", "step": step, "time": 0, "reward/total": step / 10, "ppo/kl": None} for step in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"stage": "pp')
+    policy = {"n": 10, "pass@1": 0.5, "ci95": [0.2, 0.8], "extraction_failures": 0.0, "by_depth": {"1": 0.5}, "majority@8": 0.6}
+    better = policy | {"pass@1": 0.7, "gain": {"over": "sft", "mean": 0.2, "ci95": [0.1, 0.3]}}
+    (folder / "evaluate" / "results.json").write_text(json.dumps({"sft": policy, "ppo": better}))
+    return folder
+
+
+def test_the_page_is_whole_and_harmless(tmp_path):
+    page = write_report(make_run(tmp_path / "run")).read_text()
+    for word in ("seed", "up.add_step", "refusal", "70.0%", "above sft", "majority@8", "r_I 0.50", "polyline", "flawed", "depth 1", "3 s"):
+        assert word in page, word
+    assert "<script" not in page and "<img" not in page and "&lt;script&gt;" in page
+    assert "http://" not in page and "https://" not in page and "src=" not in page.replace("&lt;img src=x", "")
+
+
+def test_an_unfinished_run_has_a_page_and_no_run_is_an_error(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        write_report(tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"stages": {"problems": {"kind": "problems"}, "ppo": {"kind": "ppo"}}}))
+    assert "0 of 2 stages" in write_report(tmp_path / "run").read_text()
+
+
+def test_charts_leave_gaps_for_what_is_not_a_number():
+    assert line_chart("t", {"a": [(1, float("nan")), (2, 1.0)]}) == ""
+    assert "nan" not in line_chart("t", {"a": [(1, float("nan")), (2, 1.0), (3, 1.0)]})

@@ -1,0 +1,57 @@
+"""Rows of the shapes that users bring."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rlef.errors import UserError
+from rlef.sources import read_problems
+
+GSM8K = {
+    "question": "Natalia sold 48 clips, then half as many. How many in all?",
+    "answer": "She sold 48/2 = <<48/2=24>>24 in May.\nShe sold 48+24 = <<48+24=72>>72 in all.\n#### 1,072",
+}
+
+
+def read(tmp_path, *rows):
+    file = tmp_path / "p.jsonl"
+    file.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return read_problems(file)
+
+
+def test_gsm8k(tmp_path):
+    (problem,), bad = read(tmp_path, GSM8K)
+    assert problem.answer == "1072" and problem.depth == 2 and bad == []
+    assert problem.solution == ("She sold 48/2 = 24 in May.", "She sold 48+24 = 72 in all.")
+
+
+def test_other_shapes(tmp_path):
+    rows, _ = read(
+        tmp_path,
+        {"problem": "1+1?", "solution": "One and one.\nIt is 2.", "answer": 2},
+        {"question": "2+2?", "answer": "4"},
+        {"instruction": "Name a colour.", "input": "warm", "output": "Red is a warm colour, and so is orange, as most painters say."},
+        {"instruction": "Say hi.", "instances": [{"input": "", "output": "Hello to you and to everybody else who is here today."}]},
+    )
+    assert [row.answer for row in rows] == ["2", "4", None, None]
+    assert rows[0].solution == ("One and one.", "It is 2.") and rows[1].solution is None
+    assert rows[2].question == "Name a colour.\nwarm" and rows[2].domain == "general" and rows[3].domain == "general"
+
+
+def test_bad_rows_are_counted_with_their_lines_and_set_aside(tmp_path):
+    rows, bad = read(tmp_path, GSM8K, "{broken", "[]", {"answer": "1"}, GSM8K)
+    assert len(rows) == 1 and [row.line for row in bad] == [2, 3, 4]
+
+
+def test_a_datasets_folder(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    from rlef.sources import load_problems
+
+    DatasetDict({"train": Dataset.from_list([GSM8K])}).save_to_disk(str(tmp_path / "d"))
+    rows, _ = load_problems(str(tmp_path / "d"), subset=None, split="train")
+    assert rows[0].answer == "1072"
+    with pytest.raises(UserError, match="nowhere"):
+        load_problems(str(tmp_path / "nowhere"), subset=None, split="train")

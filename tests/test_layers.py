@@ -1,0 +1,118 @@
+"""What may import what: two fences at run time, the order of layers and the homes of heavy packages from the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# Each layer imports only from those before it; packages of one row are siblings.
+LAYERS = [
+    {"reward_models"},
+    {
+        "errors",
+        "config",
+        "records",
+        "teacher",
+        "answers",
+        "prompts",
+        "sources",
+        "statistics",
+        "charts",
+        "run_dir",
+        "tracking",
+        "symbolic",
+        "shapes",
+    },
+    {"models"},
+    {"rollout", "engines"},
+    {"evolution", "rl"},
+    {"stages"},
+    {"launch", "worker"},
+    {"pipeline"},
+    {"cli", "__main__"},
+]
+HOMES = {
+    "deepspeed": {"rlef/engines/deepspeed_engine.py"},
+    "vllm": set(),
+    "trl": {"rlef/stages/sft.py", "rlef/stages/dpo.py"},
+    "wandb": {"rlef/tracking.py"},
+    "datasketch": {"rlef/evolution/decontamination.py"},
+    "openai": {"rlef/rollout/remote.py"},
+}
+
+
+def imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{name.name}" for name in node.names if node.module == "rlef"}
+    return found
+
+
+def layer(name: str) -> int:
+    return next(index for index, names in enumerate(LAYERS) if name in names)
+
+
+def test_imports_go_one_way():
+    wrong = []
+    for file in (ROOT / "rlef").rglob("*.py"):
+        own = file.relative_to(ROOT / "rlef").parts[0].removesuffix(".py")
+        if own == "__init__":
+            continue
+        for name in imports(file):
+            parts = name.split(".")
+            if parts[0] != "rlef" or len(parts) == 1 or parts[1] in ("__version__",) or parts[1] == own:
+                continue
+            # A stage's context names types of the frame for the reader; nothing of it is imported at run time.
+            for_a_type = own == "launch" and parts[1] == "pipeline"
+            siblings = layer(parts[1]) == layer(own) == 3
+            if (layer(parts[1]) > layer(own) or siblings) and not for_a_type:
+                wrong.append(f"{file.relative_to(ROOT)} imports {name}")
+    assert wrong == []
+
+
+def test_reward_models_never_names_rlef():
+    assert [file for file in (ROOT / "reward_models").rglob("*.py") if any(name.split(".")[0] == "rlef" for name in imports(file))] == []
+
+
+def test_heavy_packages_have_their_homes():
+    for package, homes in HOMES.items():
+        users = {
+            str(file.relative_to(ROOT))
+            for folder in ("rlef", "reward_models")
+            for file in (ROOT / folder).rglob("*.py")
+            if any(name.split(".")[0] == package for name in imports(file))
+        }
+        assert users == homes, package
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_reward_models_imports_with_rlef_blocked():
+    code = """
+import sys, importlib, pkgutil
+sys.modules["rlef"] = None
+import reward_models
+for module in pkgutil.iter_modules(reward_models.__path__):
+    if module.name != "__main__":
+        importlib.import_module(f"reward_models.{module.name}")
+print("ok")
+"""
+    assert run(code).strip() == "ok"
+
+
+def test_config_and_command_line_load_nothing_heavy():
+    code = """
+import sys
+import rlef.cli, rlef.config, rlef.pipeline, rlef.shapes
+rlef.config.load_config("configs/quickstart.yaml")
+print([name for name in ("torch", "transformers", "trl", "deepspeed", "vllm", "wandb", "datasets") if name in sys.modules])
+"""
+    assert run(code).strip() == "[]"
