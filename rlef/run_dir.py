@@ -6,26 +6,43 @@ the contents of its inputs and the stage's version, so a changed key redoes the 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from rlef.errors import UserError
+
+WHOLE_BYTES = 64 * 2**20  # a larger file outside the run is known by its size and both ends: `rlef check` answers in seconds
+END_BYTES = 2**20
+
 
 def write_json(path: Path, value: Any) -> None:
-    """Write aside, sync, rename: whole or absent."""
+    """Write aside, sync, rename: whole or absent. What is not finite becomes null: JSON has no NaN."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as handle:
-        json.dump(value, handle, indent=2)
+        json.dump(_finite(value), handle, indent=2, allow_nan=False)
         handle.flush()
         os.fsync(handle.fileno())
     partial.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def file_digest(path: Path) -> str:
@@ -35,7 +52,7 @@ def file_digest(path: Path) -> str:
 
 def folder_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below, manifests left out."""
-    skipped = {"manifest.json", "started.json"}
+    skipped = {"manifest.json", "started.json", "job.json", "result.json", "error.txt"}
     return {
         str(file.relative_to(folder)): file_digest(file)
         for file in sorted(folder.rglob("*"))
@@ -106,12 +123,37 @@ class RunDir:
         manifest = {"fingerprint": fingerprint, "files": folder_digests(folder), "seconds": round(seconds, 3), "result": result}
         write_json(folder / "manifest.json", manifest)
 
-    def supersede(self, name: str) -> None:
-        """Move a stage's folder away; nothing is overwritten."""
-        if self.stage(name).exists():
-            target = self.root / "superseded" / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}" / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(self.stage(name), target)
+    def supersede(self, *names: str) -> None:
+        """Move these stages' folders away, together under one stamp; nothing is overwritten."""
+        place = self.root / "superseded" / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
+        for name in names:
+            if self.stage(name).exists():
+                place.mkdir(parents=True, exist_ok=True)
+                shutil.move(self.stage(name), place / name)
+
+    def drop_if_empty(self, name: str) -> None:
+        """Remove the folder of a stage that wrote nothing before it failed."""
+        folder = self.stage(name)
+        if {file.name for file in folder.iterdir()} <= {"started.json", "job.json", "error.txt"}:
+            shutil.rmtree(folder)
+
+    def missing_files(self, name: str) -> list[str]:
+        """Files that a finished stage wrote and that are gone."""
+        manifest = self.manifest(name)
+        return [file for file in manifest.files if not (self.stage(name) / file).is_file()] if manifest else []
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """One command at a time works in a run directory. The system frees the lock when the process ends, however it ends."""
+        with (self.root / ".lock").open("w") as handle:
+            try:
+                # A POSIX lock belongs to this process alone: children that outlive a kill do not hold it.
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"{self.root}: another rlef command works in this run directory", fix="wait for it, or set run.dir to another folder"
+                ) from None
+            yield
 
     def outputs_digest(self, name: str) -> str:
         """What a later stage's fingerprint holds of this one."""
@@ -119,9 +161,28 @@ class RunDir:
         return digest(manifest.files) if manifest else "unfinished"
 
 
-def outside_digest(path: str | Path) -> str:
-    """Contents of a file or folder outside the run; a hub id stands for itself."""
+def outside_digest(path: str | Path, only: str | None = None) -> str:
+    """Contents of a file or folder outside the run (`only`: that file of it); a hub id stands for itself."""
     path = Path(path)
+    if path.is_dir() and only is not None:
+        path = path / only
     if path.is_file():
+        return _quick_digest(path)
+    if not path.is_dir():
+        return str(path)
+    return digest({str(file.relative_to(path)): _quick_digest(file) for file in _data_files(path)})
+
+
+def _data_files(folder: Path) -> Iterable[Path]:
+    skipped = {"__pycache__", ".git", ".cache"}
+    return (file for file in sorted(folder.rglob("*")) if file.is_file() and not skipped & set(file.relative_to(folder).parts))
+
+
+def _quick_digest(path: Path) -> str:
+    size = path.stat().st_size
+    if size <= WHOLE_BYTES:
         return file_digest(path)
-    return digest(folder_digests(path)) if path.is_dir() else str(path)
+    with path.open("rb") as handle:
+        head = handle.read(END_BYTES)
+        handle.seek(-END_BYTES, os.SEEK_END)
+        return hashlib.sha256(str(size).encode() + head + handle.read()).hexdigest()

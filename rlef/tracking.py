@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlef.config import TrackingSection
+from rlef.errors import UserError
 
 
 class Tracker:
@@ -20,6 +21,7 @@ class Tracker:
 
     def __init__(self, stage: str, file: Path | None, wandb_run: Any = None, *, quiet: bool = False) -> None:
         self.stage, self.file, self.wandb_run, self.quiet = stage, file, wandb_run, quiet
+        self.bars: Any = None  # the terminal takes one display at a time: bars within bars share it
 
     @classmethod
     def null(cls) -> Tracker:
@@ -89,9 +91,16 @@ class Tracker:
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[info]}"),
             )
-            with Progress(*columns, console=Console(stderr=True)) as bar:
+            outer = self.bars
+            with contextlib.nullcontext(outer) if outer is not None else Progress(*columns, console=Console(stderr=True)) as bar:
+                self.bars = bar
                 task = bar.add_task(description, total=total, info="")
-                yield lambda n=1, **figures: bar.update(task, advance=n, info=_figures(figures)) if figures else bar.advance(task, n)
+                try:
+                    yield lambda n=1, **figures: bar.update(task, advance=n, info=_figures(figures)) if figures else bar.advance(task, n)
+                finally:
+                    self.bars = outer
+                    if outer is not None:
+                        bar.remove_task(task)
         else:
             yield _lines(description, total)
 
@@ -131,7 +140,7 @@ class Tracker:
 
     def close(self) -> None:
         if self.wandb_run is not None:
-            self.wandb_run.finish(quiet=True)
+            self.wandb_run.finish()
 
 
 def _figures(figures: dict[str, float]) -> str:
@@ -160,16 +169,21 @@ def _start_wandb(stage: str, kind: str, root: Path, settings: TrackingSection, p
         mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
     import wandb
 
-    return wandb.init(
-        project=settings.project,
-        entity=settings.entity,
-        group=settings.group or root.name,
-        job_type=kind,
-        name=f"{root.name}/{stage}",
-        id=run_id,
-        resume="allow" if run_id and mode == "online" else None,
-        dir=str(root),
-        mode=mode,  # type: ignore[arg-type]
-        config=parameters,
-        settings=wandb.Settings(silent=True, console="off", x_disable_stats=mode == "offline"),
-    )
+    try:
+        run = wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            group=settings.group or root.name,
+            job_type=kind,
+            name=f"{root.name}/{stage}",
+            id=run_id,
+            resume="allow" if run_id and mode == "online" else None,
+            dir=str(root),
+            mode=mode,  # type: ignore[arg-type]
+            config=parameters,
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=mode == "offline"),
+        )
+    except wandb.Error as error:
+        raise UserError(f"W&B cannot start ({mode}): {error}", fix="check WANDB_API_KEY, or set tracking.wandb=offline") from None
+    run.define_metric("*", step_metric="global_step")
+    return run

@@ -7,20 +7,22 @@ import os
 import sys
 from pathlib import Path
 
+from reward_models.errors import UserError as RewardModelsError
 from rlef.config import parse_config
 from rlef.errors import UserError
-from rlef.launch import call
+from rlef.launch import call, quiet
 from rlef.run_dir import RunDir, write_json
 
 
 def main(file: str) -> int:
+    quiet()
     job = json.loads(Path(file).read_text())
     config = parse_config(job["config"], file)
     folder = Path(job["folder"])
     first = os.environ.get("RANK", "0") == "0"
     try:
         result = call(config, RunDir(str(config.run.dir)), job["stage"], folder, job["inputs"], job["function"], main=first)
-    except UserError as error:
+    except (UserError, RewardModelsError) as error:
         if first:
             (folder / "error.txt").write_text(str(error))
         return 2

@@ -13,7 +13,7 @@ from rlef.pipeline import REGISTRY, resolve_inputs, stage_version
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml")) + sorted((ROOT / "tests" / "configs").glob("*.yaml"))
 # What a user gives on the command line, as the header of each config says.
-NEEDED = {"gsm8k_smollm2": ["problems.source=datasets", "problems.path=openai/gsm8k"]}
+NEEDED = {"gsm8k_smollm2": ["problems.source=datasets", "problems.path=openai/gsm8k", "model.path=HuggingFaceTB/SmolLM2-135M-Instruct"]}
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from rlef.answers import same_answer
 from rlef.config import PpoStage
@@ -50,6 +51,24 @@ class Sums:
         return dict(zip(names, total.tolist(), strict=True))
 
 
+class Average:
+    """A running average of the policy's weights: policy gradients are mostly noise, and averaging takes it out of what is saved."""
+
+    def __init__(self, module: torch.nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+    @torch.no_grad()
+    def add(self, module: torch.nn.Module) -> None:
+        for name, parameter in module.named_parameters():
+            self.weights[name].lerp_(parameter, 1 - self.decay)
+
+    @torch.no_grad()
+    def put_into(self, module: torch.nn.Module) -> None:
+        for name, parameter in module.named_parameters():
+            parameter.copy_(self.weights[name])
+
+
 @contextmanager
 def timed(times: dict[str, float], name: str):
     start = time.perf_counter()
@@ -85,7 +104,9 @@ def run(ctx: StageContext) -> dict:
     prompts = read_prompts(ctx.inputs["prompts"], tokenizer, ctx.config.model, use_answers=settings.use_answers)
     sampling = SamplingParams(settings.max_tokens, settings.temperature, stops)
 
-    first = _resume(ctx, policy, critic)
+    average = Average(policy.module, settings.average) if settings.average is not None else None
+
+    first = _resume(ctx, policy, critic, average)
     ctx.tracker.truncate(first)
     last: list[Sample] = []
     with ctx.tracker.progress(ctx.name, settings.iterations - first) as advance:
@@ -133,7 +154,7 @@ def run(ctx: StageContext) -> dict:
 
             # 4. Update the critic always, the policy once the critic has warmed up.
             with timed(times, "update"):
-                updates = update(policy, critic, batch, settings, iteration, ctx.seed, pad, device)
+                updates = update(policy, critic, batch, settings, iteration, ctx.seed, pad, device, average)
             generator.sync_weights((name.removeprefix("model."), value) for name, value in policy.full_parameters())
 
             # 5. Log, show, save.
@@ -145,11 +166,13 @@ def run(ctx: StageContext) -> dict:
             advance(1, reward=metrics["reward/total"], kl=metrics["ppo/kl"], length=metrics["rollout/length"])
             last = samples
             if (iteration + 1) % CHECKPOINT_EVERY == 0 and iteration + 1 < settings.iterations:
-                _checkpoint(ctx, policy, critic, iteration + 1)
+                _checkpoint(ctx, policy, critic, average, iteration + 1)
 
     if dist.is_main():
         write_jsonl(ctx.folder / "rollouts.jsonl", [_as_rollout(sample, settings.iterations) for sample in last[:KEPT_ROLLOUTS]])
         ctx.tracker.table("rollouts", *_table(last[:KEPT_ROLLOUTS]))
+    if average is not None:
+        average.put_into(policy.module)
     policy.save_model(ctx.folder / "model")
     if dist.is_main():
         tokenizer.save_pretrained(ctx.folder / "model")
@@ -162,7 +185,15 @@ def run(ctx: StageContext) -> dict:
 
 
 def update(
-    policy: Engine, critic: Engine, batch: RolloutBatch, settings: PpoStage, iteration: int, seed: int, pad: int, device: torch.device
+    policy: Engine,
+    critic: Engine,
+    batch: RolloutBatch,
+    settings: PpoStage,
+    iteration: int,
+    seed: int,
+    pad: int,
+    device: torch.device,
+    average: Average | None = None,
 ) -> dict[str, float]:
     """`epochs` x `minibatches` optimiser steps, exactly, unless the early stop ends them.
 
@@ -216,6 +247,8 @@ def update(
             skipped += result.skipped
             if train_policy:
                 result = policy.step()
+                if average is not None:
+                    average.add(policy.module)
                 norms["policy"].append(result.grad_norm)
                 skipped += result.skipped
             learning_rate = result.lr
@@ -325,7 +358,7 @@ def _is_exact(sample: Sample) -> bool:
     return sample.prompt.gold is not None and sample.score.extracted is not None and same_answer(sample.score.extracted, sample.prompt.gold)
 
 
-def _checkpoint(ctx: StageContext, policy: Engine, critic: Engine, iteration: int) -> None:
+def _checkpoint(ctx: StageContext, policy: Engine, critic: Engine, average: Average | None, iteration: int) -> None:
     """Write aside, then rename: a checkpoint is whole or absent."""
     folder, partial = ctx.folder / "checkpoint", ctx.folder / "checkpoint.partial"
     if dist.is_main():
@@ -336,19 +369,23 @@ def _checkpoint(ctx: StageContext, policy: Engine, critic: Engine, iteration: in
     critic.save(partial / "critic")
     dist.barrier()
     if dist.is_main():
+        if average is not None:
+            save_file(average.weights, partial / "average.safetensors")
         (partial / "state.json").write_text(json.dumps({"iteration": iteration, "world": dist.world()}))
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     dist.barrier()
 
 
-def _resume(ctx: StageContext, policy: Engine, critic: Engine) -> int:
+def _resume(ctx: StageContext, policy: Engine, critic: Engine, average: Average | None) -> int:
     """The iteration to go on from. All noise is keyed by iteration, so weights and optimisers are the whole state."""
     folder: Path = ctx.folder / "checkpoint"
     if not (folder / "state.json").is_file():
         return 0
     policy.load(folder / "policy")
     critic.load(folder / "critic")
+    if average is not None:
+        average.weights = load_file(folder / "average.safetensors", device=str(policy.device))
     return int(json.loads((folder / "state.json").read_text())["iteration"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -51,4 +52,19 @@ def test_wandb_offline_needs_no_key_and_writes_below_the_run(tmp_path, monkeypat
     identity = tracker.wandb_id
     tracker.close()
     (file,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    assert identity in file.name and b"reward/total" in file.read_bytes()
+    assert identity in file.name
+    end = time.monotonic() + 20  # W&B's own process writes the end of the file
+    while b"reward/total" not in file.read_bytes():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_bar_within_a_bar_shares_the_terminal(monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    tracker = Tracker("x", None)
+    with tracker.progress("outer", 1) as outer:
+        with tracker.progress("inner", 1) as inner:
+            inner(1, loss=0.5)
+        outer(1)
+        assert [task.description for task in tracker.bars.tasks] == ["outer"]
+    assert tracker.bars is None

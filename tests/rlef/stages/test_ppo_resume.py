@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from reward_models.config import ProcessModelConfig
@@ -48,9 +49,10 @@ def context(folder, inputs, **settings):
     return StageContext("ppo", config, stage, inputs, folder, tracker)
 
 
-def test_25_resume_is_bitwise(inputs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("average", [None, 0.5])
+def test_25_resume_is_bitwise(inputs, tmp_path, monkeypatch, average):
     monkeypatch.setattr(ppo, "CHECKPOINT_EVERY", 2)
-    ppo.run(context(tmp_path / "straight", inputs))
+    ppo.run(context(tmp_path / "straight", inputs, average=average))
 
     real = ppo._checkpoint
 
@@ -60,9 +62,9 @@ def test_25_resume_is_bitwise(inputs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ppo, "_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):
-        ppo.run(context(tmp_path / "killed", inputs))
+        ppo.run(context(tmp_path / "killed", inputs, average=average))
     monkeypatch.setattr(ppo, "_checkpoint", real)
-    ppo.run(context(tmp_path / "killed", inputs))
+    ppo.run(context(tmp_path / "killed", inputs, average=average))
     straight, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("straight", "killed"))
     assert all((straight[name] == resumed[name]).all() for name in straight)
 
@@ -91,3 +93,19 @@ def test_both_reward_modes_run_and_leave_their_files(inputs, tmp_path, mode):
         "optim/lr",
     } <= row.keys()
     assert len((folder / "rollouts.jsonl").read_text().splitlines()) == 8
+
+
+def test_the_average_is_what_is_saved(inputs, tmp_path):
+    module = torch.nn.Linear(1, 1, bias=False)
+    average = ppo.Average(module, 0.75)
+    start = module.weight.item()
+    with torch.no_grad():
+        module.weight += 4
+    average.add(module)
+    average.put_into(module)
+    assert module.weight.item() == pytest.approx(start + 1)
+    last, mean = (tmp_path / name for name in ("last", "mean"))
+    ppo.run(context(last, inputs))
+    ppo.run(context(mean, inputs, average=0.9))
+    last_weights, mean_weights = (load_file(folder / "model" / "model.safetensors") for folder in (last, mean))
+    assert any((last_weights[name] != mean_weights[name]).any() for name in last_weights)

@@ -1,0 +1,175 @@
+"""The command as a process: killed and started again, stopped by SIGTERM, on two ranks. The stages are small fakes of this file's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+DRIVER = """
+import dataclasses, sys
+from rlef import cli, pipeline
+for kind in ("problems", "sft", "report"):
+    pipeline.REGISTRY[kind] = dataclasses.replace(pipeline.REGISTRY[kind], function=f"fake_stages:run_{kind}")
+sys.exit(cli.main(sys.argv[1:]))
+"""
+STAGES = """
+import os, time
+from pathlib import Path
+from rlef.errors import UserError
+STAGE_VERSION = 1
+
+def run_problems(ctx):
+    (ctx.folder / "out.txt").write_text("problems")
+    return {}
+
+def run_sft(ctx):
+    if Path("mistake").exists():
+        raise UserError("the fake is not well", fix="heal it")
+    rank, file = os.environ.get("RANK", "0"), ctx.folder / "steps.txt"
+    if rank != "0":
+        (ctx.folder / f"pid{rank}").write_text(str(os.getpid()))
+    done = len(file.read_text().splitlines()) if file.is_file() else 0
+    for step in range(done, 6):
+        while Path("wait").exists() and step == 3:
+            time.sleep(0.02)
+        if rank == "0":
+            with file.open("a") as handle:
+                handle.write(f"{step}\\n")
+            ctx.tracker.log({"sft/loss": 1.0}, step)
+    return {"first": done, "ranks": int(os.environ.get("WORLD_SIZE", "1"))}
+
+def run_report(ctx):
+    return {}
+"""
+CONFIG = {
+    "model": {"random": {}},
+    "tracking": {"wandb": "disabled"},
+    "run": {"dir": "out"},
+    "stages": {"problems": {"seeds": 10}, "sft": {"data": "seeds"}, "report": {}},
+}
+
+
+@pytest.fixture
+def start(tmp_path):
+    (tmp_path / "driver.py").write_text(DRIVER)
+    (tmp_path / "fake_stages.py").write_text(STAGES)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(CONFIG, sort_keys=False))
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    started: list[subprocess.Popen[str]] = []
+
+    def go(*words: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "driver.py", "run", "c.yaml", *words],
+            cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield go
+    for process in started:
+        process.kill()
+
+
+def wait_until(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def ended(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def steps(folder: Path) -> list[int]:
+    file = folder / "out" / "sft" / "steps.txt"
+    return [int(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def waiting(folder: Path):
+    wait_until(lambda: steps(folder) == [0, 1, 2])
+
+
+def test_a_kill_leaves_finished_stages_and_the_next_start_goes_on(start, tmp_path):
+    (tmp_path / "wait").touch()
+    process = start()
+    waiting(tmp_path)
+    before = (tmp_path / "out" / "problems" / "manifest.json").stat().st_mtime_ns
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "out" / "sft" / "manifest.json").exists()
+    (tmp_path / "wait").unlink()
+    again = start()
+    shown, errors = again.communicate(timeout=60)
+    assert again.returncode == 0, errors
+    assert "problems: done before" in shown and steps(tmp_path) == [0, 1, 2, 3, 4, 5]
+    assert (tmp_path / "out" / "problems" / "manifest.json").stat().st_mtime_ns == before
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["stages"]["sft"]["result"]["first"] == 3
+
+
+def test_sigterm_ends_with_75_and_says_how_to_go_on(start, tmp_path):
+    (tmp_path / "wait").touch()
+    process = start()
+    waiting(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75 and "goes on" in errors and "Traceback" not in errors
+
+
+def test_two_commands_in_one_run_directory_do_not_mix(start, tmp_path):
+    (tmp_path / "wait").touch()
+    start()
+    waiting(tmp_path)
+    second = start()
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 2 and "another rlef command" in errors
+
+
+def test_a_mistake_in_a_stage_leaves_no_folder_of_it(start, tmp_path):
+    (tmp_path / "mistake").touch()
+    process = start()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and "the fake is not well" in errors and "Traceback" not in errors
+    assert not (tmp_path / "out" / "sft").exists() and (tmp_path / "out" / "problems" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_ranks_end_with_the_command(start, tmp_path, how):
+    (tmp_path / "wait").touch()
+    process = start("launch.processes=2")
+    waiting(tmp_path)
+    pid_file = tmp_path / "out" / "sft" / "pid1"
+    wait_until(pid_file.exists)
+    pid = int(pid_file.read_text())
+    assert not ended(pid)
+    process.send_signal(how)
+    process.wait(timeout=60)
+    wait_until(lambda: ended(pid))
+    assert process.returncode == (75 if how == signal.SIGTERM else -9)
+    (tmp_path / "wait").unlink()
+    again = start("launch.processes=2")
+    _, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    result = json.loads((tmp_path / "out" / "sft" / "manifest.json").read_text())
+    assert result["result"] == {"first": 3, "ranks": 2}
+    assert sorted(result["files"]) == ["pid1", "steps.txt"]
+
+
+@pytest.mark.slow
+def test_a_mistake_on_a_rank_is_one_message(start, tmp_path):
+    (tmp_path / "mistake").touch()
+    process = start("launch.processes=2")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2 and "error: the fake is not well" in errors
+    assert "driver.py" not in errors
