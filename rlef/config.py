@@ -118,6 +118,9 @@ class ProblemsStage(Stage):
     split: str = Field(default="train", description="datasets: split of the seeds")
     held_out_path: str | None = Field(default=None, description="file of held-out problems; evaluate.path does the same")
     held_out_split: str | None = Field(default=None, description="datasets: split of the held-out problems")
+    skip_broken_lines: bool = Field(
+        default=False, description="jsonl: set lines that are not JSON aside (bad_rows.jsonl) instead of stopping at the first"
+    )
     seeds: int = Field(default=600, ge=1, description="problems with solutions")
     held_out: int = Field(default=1000, ge=1, description="problems that nothing trains on")
     seed_depths: tuple[int, int] = Field(default=(1, 3), description="symbolic: fewest and most steps of the seeds")

@@ -33,6 +33,7 @@ def quiet() -> None:
         "DATASETS_VERBOSITY": "error",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TRL_EXPERIMENTAL_SILENCE": "1",
+        "TQDM_DISABLE": "1",  # the bars of loading a GGUF file; ours are rich's
         "PYTHONWARNINGS": "ignore",  # for the processes that torchrun starts
     }.items():
         os.environ.setdefault(key, value)

@@ -120,10 +120,10 @@ class Rows(list[R], Generic[R]):
     bad: list[BadRow]
 
 
-def read_jsonl(path: str | Path, record: type[R], *, strict: bool = True) -> Rows[R]:
+def read_jsonl(path: str | Path, record: type[R], *, strict: bool = True, may_be_empty: bool = False) -> Rows[R]:
     """Read a JSONL file. `strict` (files that a stage wrote): the first bad line is an error; otherwise bad lines are collected in `.bad`.
 
-    Raises UserError when the file is missing, has no good row, or (strict) has a bad line.
+    Raises UserError when the file is missing, has no good row (unless it is empty and may be), or (strict) has a bad line.
     """
     path = Path(path)
     if not path.is_file():
@@ -142,7 +142,7 @@ def read_jsonl(path: str | Path, record: type[R], *, strict: bool = True) -> Row
                 rows.bad.append(BadRow(line=number, error=f"{where}: {first['msg']}" if where else first["msg"]))
                 if strict:
                     raise UserError(f"{path}, line {number}: {rows.bad[-1].error}", fix="mend or remove that line") from None
-    if not rows:
+    if not rows and not (may_be_empty and not rows.bad):
         reason = f"line {rows.bad[0].line}: {rows.bad[0].error}" if rows.bad else "the file is empty"
         raise UserError(f"{path}: no usable row ({reason})", fix="give a JSONL file with at least one good row")
     return rows

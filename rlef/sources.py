@@ -18,13 +18,14 @@ from rlef.records import BadRow, Problem, problem_id
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 
 
-def read_problems(path: str | Path, *, limit: int | None = None) -> tuple[list[Problem], list[BadRow]]:
-    """Problems of a JSONL file, at most `limit`, and its bad rows. Raises UserError for a missing file or one without a good row."""
+def read_problems(path: str | Path, *, limit: int | None = None, skip_broken: bool = False) -> tuple[list[Problem], list[BadRow]]:
+    """Problems of a JSONL file, at most `limit`, and the rows that hold none. Raises UserError for a missing file, one without a good row
+    and, unless `skip_broken`, at the first line that is not a JSON object: a file cut in the middle should not pass for a short one."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file", fix="check the path in the config or on the command line")
     with path.open(encoding="utf-8", errors="replace") as handle:
-        return _collect(_parsed(handle), str(path), limit)
+        return _collect(_parsed(handle), str(path), limit, skip_broken=skip_broken)
 
 
 def load_problems(name: str, *, subset: str | None, split: str, limit: int | None = None) -> tuple[list[Problem], list[BadRow]]:
@@ -55,12 +56,16 @@ def _parsed(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 yield number, f"not JSON: {error}"
 
 
-def _collect(rows: Iterable[tuple[int, dict[str, Any] | str]], source: str, limit: int | None) -> tuple[list[Problem], list[BadRow]]:
+def _collect(
+    rows: Iterable[tuple[int, dict[str, Any] | str]], source: str, limit: int | None, *, skip_broken: bool = True
+) -> tuple[list[Problem], list[BadRow]]:
     problems: dict[str, Problem] = {}
     bad: list[BadRow] = []
     for number, row in rows:
         if limit is not None and len(problems) >= limit:
             break
+        if isinstance(row, str) and not skip_broken:
+            raise UserError(f"{source}, line {number}: {row}", fix="mend or remove that line, or set problems.skip_broken_lines: true")
         try:
             if isinstance(row, str):
                 raise ValueError(row)

@@ -30,7 +30,7 @@ class DeepSpeedEngine:
         *,
         json_path: str,
         lr: float,
-        betas: tuple[float, float] = (0.9, 0.95),
+        betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         warmup_steps: int = 0,

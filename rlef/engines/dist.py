@@ -26,7 +26,8 @@ def init_single(device: torch.device) -> None:
     if not active():
         os.environ.setdefault("LOCAL_RANK", "0")
         backend = "nccl" if device.type == "cuda" else "gloo"
-        torch_dist.init_process_group(backend, store=torch_dist.HashStore(), rank=0, world_size=1)
+        store = torch_dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        torch_dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
 def active() -> bool:

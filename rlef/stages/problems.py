@@ -54,7 +54,7 @@ def run(ctx: StageContext) -> dict:
 def _from_source(settings: ProblemsStage, path: str | None, split: str, limit: int) -> tuple[list[Problem], list[BadRow]]:
     assert path is not None  # the schema sees to it
     if settings.source == "jsonl":
-        return read_problems(Path(path), limit=limit)
+        return read_problems(Path(path), limit=limit, skip_broken=settings.skip_broken_lines)
     return load_problems(path, subset=settings.subset, split=split, limit=limit)
 
 

@@ -71,7 +71,7 @@ def training_texts(ctx: StageContext, settings: SftStage) -> list[tuple[str, str
             if settings.data == "evolved":
                 raise UserError(f"stages.{ctx.name}.data: evolved, but no respond stage comes before", fix="add one, or set data: seeds")
         else:
-            for solution in read_jsonl(ctx.inputs["responses"] / "solved.jsonl", Solution):
+            for solution in read_jsonl(ctx.inputs["responses"] / "solved.jsonl", Solution, may_be_empty=True):
                 texts.append((solution.question, answer_text(solution.steps, str(solution.answer), model)))
     if len(texts) < 2:
         raise UserError(f"{ctx.name}: {len(texts)} solved problems to train on", fix="give seeds with solutions, or a respond stage")

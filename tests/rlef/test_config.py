@@ -83,7 +83,7 @@ def test_a_broken_row_is_named_with_its_line(write, tmp_path, capsys):
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "bad.jsonl").write_text("{broken\n[]\n")
     data = changed(problems={"source": "jsonl", "path": "p.jsonl", "held_out_path": "p.jsonl"})
-    for name, words in (("empty.jsonl", "empty"), ("bad.jsonl", "line 1")):
+    for name, words in (("empty.jsonl", "empty"), ("bad.jsonl", "line 1"), ("p.jsonl", "line 2")):
         assert main(["run", write(data), f"problems.path={name}", "--only", "problems"]) == 2
         shown = capsys.readouterr().err
         assert name in shown and words in shown

@@ -40,9 +40,17 @@ def test_other_shapes(tmp_path):
     assert rows[2].question == "Name a colour.\nwarm" and rows[2].domain == "general" and rows[3].domain == "general"
 
 
-def test_bad_rows_are_counted_with_their_lines_and_set_aside(tmp_path):
-    rows, bad = read(tmp_path, GSM8K, "{broken", "[]", {"answer": "1"}, GSM8K)
-    assert len(rows) == 1 and [row.line for row in bad] == [2, 3, 4]
+def test_rows_without_a_problem_are_counted_with_their_lines_and_set_aside(tmp_path):
+    rows, bad = read(tmp_path, GSM8K, {"answer": "1"}, GSM8K)
+    assert len(rows) == 1 and [row.line for row in bad] == [2]
+
+
+@pytest.mark.parametrize("line", ["{broken", "[]", '{"question": "cut o'])
+def test_a_broken_line_stops_unless_it_may_be_skipped(tmp_path, line):
+    with pytest.raises(UserError, match="line 2.*\n.*skip_broken_lines"):
+        read(tmp_path, GSM8K, line, GSM8K)
+    rows, bad = read_problems(tmp_path / "p.jsonl", skip_broken=True)
+    assert len(rows) == 1 and [row.line for row in bad] == [2]
 
 
 def test_a_datasets_folder(tmp_path):
@@ -55,3 +63,12 @@ def test_a_datasets_folder(tmp_path):
     assert rows[0].answer == "1072"
     with pytest.raises(UserError, match="nowhere"):
         load_problems(str(tmp_path / "nowhere"), subset=None, split="train")
+
+
+def test_an_empty_file_of_ours_is_allowed_only_where_it_may_be(tmp_path):
+    from rlef.records import Solution, read_jsonl, write_jsonl
+
+    write_jsonl(tmp_path / "solved.jsonl", [])
+    assert read_jsonl(tmp_path / "solved.jsonl", Solution, may_be_empty=True) == []
+    with pytest.raises(UserError, match="empty"):
+        read_jsonl(tmp_path / "solved.jsonl", Solution)

@@ -1,0 +1,91 @@
+"""Every engine on two ranks: against brute force, after discarded and broken gradients, saved and loaded."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+WORKER = Path(__file__).parent / "engine_worker.py"
+EXACT = ["torch", "0", "1", "2", "3"]
+HALF = ["torch-bf16", "0-bf16", "2-bf16", "3-bf16"]
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return runpy.run_path(str(WORKER))["reference"]()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("engines")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER), str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(WORKER.parents[2])}
+    done = subprocess.run([*command, *EXACT, *HALF], capture_output=True, text=True, env=environment, timeout=500)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out
+
+
+@pytest.fixture
+def result(folder, name):
+    return torch.load(folder / f"{name}.pt", weights_only=True)
+
+
+def apart(one, other):
+    """The largest relative difference of any weight tensor."""
+    assert one.keys() == other.keys()
+    return max(((one[name].float() - other[name].float()).norm() / other[name].norm()).item() for name in other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXACT)
+def test_two_steps_of_two_micro_batches_equal_brute_force(result, reference):
+    # Adam hides a wrong scale of the gradient; its norm does not.
+    assert result["norms"] == pytest.approx(reference["norms"], rel=1e-5)
+    assert apart(result["weights"], reference["weights"]) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HALF)
+def test_half_precision_engines_agree_up_to_rounding(result, reference):
+    assert result["norms"] == pytest.approx(reference["norms"], rel=1e-2)
+    assert apart(result["weights"], reference["weights"]) < 0.05
+    assert all(weight.dtype == torch.bfloat16 for weight in result["weights"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXACT + HALF)
+def test_discarded_and_broken_gradients_leave_no_trace(result):
+    skipped, norm = result["broken"]
+    assert skipped and not torch.tensor(norm).isfinite()
+    assert result["undisturbed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXACT + HALF)
+def test_saved_and_loaded_engines_go_on_bitwise(result):
+    assert result["resumed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXACT + HALF)
+def test_whole_weights_are_walked_and_saved(result, folder, name):
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(folder / f"{name}-model", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    saved = dict(model.named_parameters())
+    assert saved.keys() == result["weights"].keys() == result["walked"].keys()
+    for key, weight in result["weights"].items():
+        assert torch.equal(weight, saved[key]) and torch.equal(weight, result["walked"][key]), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torch"])
+def test_objects_travel_between_ranks(result):
+    assert result["gathered"] == [0, 1] and result["told"] == 0
