@@ -101,6 +101,10 @@ def load_policy(
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:
+    # A model loaded from GGUF has plain float weights, yet carries its quantiser, for which trainers and savers refuse it.
+    for owner, trace in ((model, "hf_quantizer"), (model, "is_quantized"), (model.config, "quantization_config")):
+        if getattr(owner, trace, None) is not None:
+            delattr(owner, trace)
     eos = model.generation_config.eos_token_id if model.generation_config is not None else None
     model.generation_config = GenerationConfig(eos_token_id=eos if eos is not None else model.config.eos_token_id)
     model.config.use_cache = True
@@ -156,13 +160,7 @@ def random_policy(spec: RandomInit, texts: Iterable[str], *, seed: int) -> tuple
 
 
 def save_policy(model: PreTrainedModel, tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Write weights, config and tokenizer where `from_pretrained` and vLLM find them.
-
-    A model loaded from GGUF still carries its quantiser although its weights are plain floats: both traces are dropped.
-    """
-    model.hf_quantizer = None  # type: ignore[assignment]
-    if getattr(model.config, "quantization_config", None) is not None:
-        delattr(model.config, "quantization_config")
+    """Write weights, config and tokenizer where `from_pretrained` and vLLM find them."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
