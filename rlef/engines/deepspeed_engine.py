@@ -110,9 +110,9 @@ class DeepSpeedEngine:
 
     def load(self, folder: Path) -> None:
         """DeepSpeed's own checkpoint; it must have been written by as many ranks at the same stage."""
-        path, client = self.engine.load_checkpoint(str(folder), tag="state")
-        if path is None:
+        if not (folder / "state").is_dir():
             raise UserError(f"{folder}: no DeepSpeed checkpoint", fix="delete the folder to start the stage again")
+        _, client = self.engine.load_checkpoint(str(folder), tag="state")
         self.steps = int(client["steps"])
 
 

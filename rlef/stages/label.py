@@ -131,8 +131,11 @@ def _judge(ctx: StageContext, teacher, seeds: Sequence[Problem], evolved: Sequen
                 labels += teacher.judge_steps(problems[group], written[group], seed=ctx.seed)
                 advance(len(problems[group]))
     labeller = {"calculator": "calculator+monte_carlo"}.get(method, teacher.name)
-    out = []
+    out, unjudged = [], 0
     for (place, problem, steps, answer), row in zip(solutions, labels, strict=True):
+        if all(label is None for label in row):
+            unjudged += 1
+            continue
         correct = None
         if problem.answer is not None:
             correct = answer is not None and same_answer(answer, problem.answer)
@@ -151,7 +154,9 @@ def _judge(ctx: StageContext, teacher, seeds: Sequence[Problem], evolved: Sequen
                 split="held_out" if place < boundary else "train",
             )
         )
-    return out, {"method": method, "without_steps": empty}
+    if not out:
+        raise UserError(f"{ctx.name}: the judge judged no step", fix="use another teacher, or method: calculator")
+    return out, {"method": method, "without_steps": empty, "unjudged": unjudged}
 
 
 def _calculate(ctx: StageContext, generator: HFGenerator, params: SamplingParams, tokenizer, solutions) -> list[list[float | None]]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import copy
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from rlef.config import SftStage, TrainSettings
 from rlef.engines import dist
+from rlef.engines.deepspeed_engine import full_state
 from rlef.errors import UserError
 from rlef.models import (
     Tokenizer,
@@ -23,7 +24,6 @@ from rlef.models import (
     prompt_ids,
     random_policy,
     resolve_path,
-    save_policy,
 )
 from rlef.prompts import answer_text
 from rlef.records import Problem, Solution, read_jsonl
@@ -111,24 +111,30 @@ def _examples(texts: Sequence[tuple[str, str]], tokenizer: Tokenizer, ctx: Stage
 
 
 class _BestWeights(TrainerCallback):
-    """Keeps the weights of the lowest held-back loss; stops after `patience` looks without a lower one."""
+    """Keeps the weights of the lowest held-back loss; stops after `patience` looks without a lower one.
+
+    Without `patience` the last weights stay. The last step is always looked at. Every rank sees the same loss, so all agree.
+    """
 
     def __init__(self, patience: int | None) -> None:
-        self.patience, self.best, self.weights, self.waited, self.stopped = patience, float("inf"), None, 0, False
+        self.patience, self.waited, self.stopped = patience, 0, False
+        self.loss: float | None = None  # of the weights that will be saved
+        self.weights: dict[str, torch.Tensor] | None = None
 
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, model: Any = None, **kwargs: Any
-    ) -> None:
-        loss = (metrics or {}).get("eval_loss", float("inf"))
-        if loss < self.best:
-            self.best, self.waited = loss, 0
-            self.weights = (
-                None if self.patience is None else copy.deepcopy({name: value.cpu() for name, value in model.state_dict().items()})
-            )
-        else:
-            self.waited += 1
-            if self.patience is not None and self.waited >= self.patience:
-                self.stopped = control.should_training_stop = True
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == state.max_steps:
+            control.should_evaluate = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], model: Any, **kwargs: Any) -> None:
+        loss = metrics["eval_loss"]
+        if self.patience is None or self.loss is None or loss < self.loss or math.isnan(self.loss):
+            self.loss, self.waited = loss, 0
+            if self.patience is not None:
+                self.weights = full_state(model)
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            self.stopped = control.should_training_stop = True
 
 
 def fine_tune(
@@ -153,8 +159,8 @@ def fine_tune(
 
     world = dist.world()
     micro = max(1, min(settings.micro_batch_size, settings.batch_size // world))
-    # Sharded weights cannot be copied aside on one rank: under ZeRO-3 the last weights are kept.
-    best = _BestWeights(patience if ctx.config.launch.deepspeed is None else None)
+    eval_every = min(eval_every, max_steps)
+    best = _BestWeights(patience)
     arguments = SFTConfig(
         output_dir=str(ctx.folder / "trainer"),
         max_steps=max_steps,
@@ -185,24 +191,20 @@ def fine_tune(
         train_dataset=Dataset.from_list([_row(example) for example in train]),
         eval_dataset=Dataset.from_list([_row(example) for example in held_back]) if held_back else None,
         processing_class=tokenizer,
-        callbacks=[best, ctx.tracker.trainer_callback(prefix)],
+        callbacks=[*([best] if held_back else []), ctx.tracker.trainer_callback(prefix)],
     )
     trainer.remove_callback(PrinterCallback)
     result = trainer.train()
-    folder: Path = ctx.folder / "model"
-    if arguments.deepspeed:
-        trainer.save_model(str(folder))
-    else:
-        trained: Any = trainer.accelerator.unwrap_model(trainer.model)
-        if best.weights is not None:
-            trained.load_state_dict(best.weights)
-        if dist.is_main():
-            save_policy(trained, tokenizer, folder)
+    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+    weights = full_state(trained) if best.loss is None or best.patience is None else best.weights
+    if dist.is_main():
+        trained.save_pretrained(ctx.folder / "model", state_dict=weights)
+        tokenizer.save_pretrained(ctx.folder / "model")
     dist.barrier()
     return {
         "steps": result.global_step,
         "loss": result.training_loss,
-        "eval_loss": best.best if held_back else None,
+        "eval_loss": best.loss,
         "stopped_early": best.stopped,
         "train_seconds": round(result.metrics["train_runtime"], 2),
     }

@@ -201,9 +201,13 @@ class SymbolicTeacher:
     def judge_steps(self, problems: Sequence[Problem], solutions: Sequence[Sequence[str]], *, seed: int) -> list[list[float | None]]:
         """1 for a derivation that belongs to the way to the answer, from given or rightly derived quantities, with the right value.
 
-        The answer line is right iff it states the answer. On a flawed problem no step is right: there is no way to an answer.
+        The answer line is right iff it states the answer. Steps on a flawed problem are not judged: there is no truth to judge them by,
+        and what such a prompt is worth is the instruction reward model's question.
         """
-        return [[float(label) for label in judge(problem, steps)] for problem, steps in zip(problems, solutions, strict=True)]
+        return [
+            [None] * len(steps) if is_flawed(problem) else [float(label) for label in judge(problem, steps)]
+            for problem, steps in zip(problems, solutions, strict=True)
+        ]
 
 
 def judge(problem: Problem, steps: Sequence[str]) -> list[bool]:

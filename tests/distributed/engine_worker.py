@@ -1,6 +1,6 @@
 """Two optimiser steps of two micro-batches on every engine, under torchrun: `torchrun engine_worker.py OUT NAME...`.
 
-NAME is "torch", a ZeRO stage ("0".."3") or a stage with bf16 weights ("2-bf16"). The main process writes OUT/NAME.pt.
+NAME is "torch", a ZeRO stage ("0".."3"), a stage with bf16 weights ("2-bf16") or with the optimiser offloaded ("2-offload"). The main process writes OUT/NAME.pt.
 """
 
 from __future__ import annotations
@@ -76,18 +76,20 @@ def run(name: str, out: Path) -> dict[str, object]:
     from rlef.engines import dist, make_engine
     from rlef.engines.deepspeed_engine import full_state
 
-    stage, _, dtype = name.partition("-")
+    stage, _, variant = name.partition("-")
     path = None
     if stage != "torch":
         path = str(out / f"{name}.json")
         zero = {"stage": int(stage)} | ({"stage3_param_persistence_threshold": 0} if stage == "3" else {})
+        if variant == "offload":
+            zero["offload_optimizer"] = {"device": "cpu"}
         if dist.is_main():
             settings = {"train_batch_size": "auto", "gradient_clipping": "auto", "bf16": {"enabled": "auto"}, "zero_optimization": zero}
             Path(path).write_text(json.dumps(settings))
         dist.barrier()
 
     def engine():
-        return make_engine(model().bfloat16() if dtype else model(), deepspeed_json=path, **SETTINGS)
+        return make_engine(model().bfloat16() if variant == "bf16" else model(), deepspeed_json=path, **SETTINGS)
 
     def same(one, other) -> bool:
         left, right = full_state(one.module), full_state(other.module)

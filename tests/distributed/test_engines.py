@@ -12,7 +12,7 @@ import pytest
 import torch
 
 WORKER = Path(__file__).parent / "engine_worker.py"
-EXACT = ["torch", "0", "1", "2", "3"]
+EXACT = ["torch", "0", "1", "2", "3", "2-offload", "3-offload"]
 HALF = ["torch-bf16", "0-bf16", "2-bf16", "3-bf16"]
 
 
@@ -53,8 +53,8 @@ def test_two_steps_of_two_micro_batches_equal_brute_force(result, reference):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HALF)
 def test_half_precision_engines_agree_up_to_rounding(result, reference):
-    assert result["norms"] == pytest.approx(reference["norms"], rel=1e-2)
-    assert apart(result["weights"], reference["weights"]) < 0.05
+    assert result["norms"] == pytest.approx(reference["norms"], rel=1e-3)
+    assert apart(result["weights"], reference["weights"]) < 0.02
     assert all(weight.dtype == torch.bfloat16 for weight in result["weights"].values())
 
 

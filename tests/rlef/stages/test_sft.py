@@ -101,8 +101,8 @@ def test_training_lowers_the_loss_and_what_is_saved_gives_the_same_logits(tmp_pa
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     held = {}
-    real = sft.save_policy
-    monkeypatch.setattr(sft, "save_policy", lambda model, *rest, **options: held.update(model=model) or real(model, *rest, **options))
+    start = sft._start
+    monkeypatch.setattr(sft, "_start", lambda *arguments: held.setdefault("model", start(*arguments)))
     ctx = context(tmp_path / "run", inputs, max_steps=40, eval_every=10, patience=None, learning_rate=3e-3)
     result = sft.run(ctx)
     assert result["steps"] == 40 and result["rows"] == 64 and result["dropped_rows"] == 0 and not result["stopped_early"]
@@ -115,7 +115,7 @@ def test_training_lowers_the_loss_and_what_is_saved_gives_the_same_logits(tmp_pa
     tokenizer = AutoTokenizer.from_pretrained(ctx.folder / "model")
     ids = torch.tensor([tokenizer.encode("<|user|>Ann has 3 pens.<|assistant|>3+4=7\n#### 7<|end|>")])
     with torch.no_grad():
-        assert torch.equal(model(input_ids=ids).logits, held["model"].eval()(input_ids=ids).logits)
+        assert torch.equal(model(input_ids=ids).logits, held["model"][0].eval()(input_ids=ids).logits)
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ def test_stops_when_held_back_loss_rises_and_keeps_the_best_weights(tmp_path, in
 def test_the_same_seed_gives_the_same_weights_and_init_goes_on_from_another_stage(tmp_path, inputs, tiny_folder):
     first, second = (context(tmp_path / name, inputs, max_steps=3, eval_every=100) for name in ("first", "second"))
     results = [sft.run(ctx) for ctx in (first, second)]
-    assert results[0]["eval_loss"] == results[1]["eval_loss"] is not None  # a run shorter than eval_every is looked at once
+    assert results[0]["eval_loss"] == results[1]["eval_loss"] < 20  # a run shorter than eval_every is looked at once
     one, two = (load_file(ctx.folder / "model" / "model.safetensors") for ctx in (first, second))
     assert all(torch.equal(one[name], two[name]) for name in one)
 

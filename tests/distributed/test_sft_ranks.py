@@ -1,0 +1,69 @@
+"""The SFT stage on two ranks, without DeepSpeed and under ZeRO-2 and 3: what is saved is whole and is what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlef.records import Problem, problem_id, write_jsonl
+
+WORKER = Path(__file__).parent / "sft_worker.py"
+ROOT = WORKER.parents[2]
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("problems")
+    rows = []
+    for a in range(8):
+        for b in range(8):
+            question = f"Ann has {a} pens. Ben has {b} more. How many pens does Ben have?"
+            rows.append(Problem(id=problem_id(question), question=question, solution=(f"{a}+{b}={a + b}",), answer=str(a + b)))
+    write_jsonl(folder / "seeds.jsonl", rows)
+    return folder
+
+
+def train(folder, problems, processes, zero):
+    folder.mkdir(parents=True, exist_ok=True)
+    start = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else [])]
+    path = str(ROOT / "configs" / "deepspeed" / f"{zero}.json") if zero else "-"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*start, str(WORKER), str(folder), str(problems), path], capture_output=True, text=True, env=environment, timeout=400
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((folder / "result.json").read_text())
+
+
+def logits(folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, info = AutoModelForCausalLM.from_pretrained(folder / "model", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    ids = torch.tensor([tokenizer.encode("<|user|>Ann has 3 pens.<|assistant|>3+4=7\n#### 7<|end|>")])
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+@pytest.fixture(scope="module")
+def alone(problems, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    return train(folder, problems, 1, None), logits(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [None, "zero2", "zero3"])
+def test_two_ranks_learn_what_one_process_learns(alone, problems, tmp_path, zero):
+    expected, expected_logits = alone
+    result = train(tmp_path, problems, 2, zero)
+    assert result["steps"] == expected["steps"] and result["rows"] == expected["rows"]
+    assert result["loss"] == pytest.approx(expected["loss"], rel=1e-2)
+    assert result["eval_loss"] == pytest.approx(expected["eval_loss"], rel=2e-2)
+    assert torch.allclose(logits(tmp_path), expected_logits, atol=0.2)
