@@ -9,6 +9,7 @@ from pathlib import Path
 
 from reward_models.errors import UserError as RewardModelsError
 from rlef.config import parse_config
+from rlef.engines import dist
 from rlef.errors import UserError
 from rlef.launch import call, quiet
 from rlef.run_dir import RunDir, write_json
@@ -28,7 +29,10 @@ def main(file: str) -> int:
         return 2
     if first:
         write_json(folder / "result.json", result)
-    return 0
+    dist.close()
+    sys.stdout.flush()
+    # Threads of gloo and DeepSpeed that outlive the group abort the interpreter on its way out (SIGABRT); the work is done and on disk.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -83,3 +83,10 @@ def broadcast_object(value: T) -> T:
 def barrier() -> None:
     if active():
         torch_dist.barrier()
+
+
+def close() -> None:
+    """Wait for all ranks, then leave the group: a rank that exits while another still works brings torchrun down on both."""
+    if active():
+        torch_dist.barrier()
+        torch_dist.destroy_process_group()
