@@ -19,9 +19,9 @@ LONGEST = 200  # characters of an answer; longer ones are no answers
 TIME_LIMIT_S = 5.0
 MEMORY_LIMIT = 2 * 1024**3
 
-_BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\}){1,200})\}")
 _SAID = re.compile(r"(?:the )?(?:final )?answer is:?\s*([^\n]{1,200})", re.IGNORECASE)
 _UNITS = re.compile(r"^([-+]?[\d.,/ ]*\d)\s*(?:[a-zA-Z]{2,20}(?: [a-zA-Z]{2,20}){0,2})\.?$")
+_POWER = re.compile(r"^([-+]?\d{1,60}(?:\.\d{1,60})?)[eE]([-+]?\d{1,2})$")  # two digits: 1e999999999 is no answer
 _NUMBER = re.compile(r"^([-+]?)(?:(\d{1,60}) )?(\d{1,60}(?:,\d{3})*|)(\.\d{0,60})?(?:/(\d{1,60}))?(%?)$")
 
 
@@ -30,8 +30,8 @@ def extract_answer(text: str, marker: str = "####") -> str | None:
     tail = text[-4000:]
     if marker in tail:
         found = tail.rsplit(marker, 1)[1].split("\n", 1)[0]
-    elif boxed := _BOXED.findall(tail):
-        found = boxed[-1]
+    elif (boxed := _last_boxed(tail)) is not None:
+        found = boxed
     elif said := _SAID.findall(tail):
         found = said[-1]
     else:
@@ -40,17 +40,33 @@ def extract_answer(text: str, marker: str = "####") -> str | None:
     return found if found and len(found) <= LONGEST else None
 
 
+def _last_boxed(text: str) -> str | None:
+    """What the last \\boxed{...} holds, its braces matched to any depth; None where it is never closed."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    start += len("\\boxed{")
+    depth = 1
+    for place in range(start, min(len(text), start + LONGEST + 1)):
+        depth += (text[place] == "{") - (text[place] == "}")
+        if depth == 0:
+            return text[start:place]
+    return None
+
+
 @functools.lru_cache(maxsize=65536)
 def as_number(answer: str) -> Fraction | None:
-    """The exact value of "1,000", "$18", "3/4", "2 1/2", "-0.75", "50%" (one half), "18 dollars"; None for anything else.
+    """The exact value of "1,000", "$18", "3/4", "2 1/2", "-0.75", "50%" (one half), "1e3", "18 dollars"; None for anything else.
 
     A percentage equals its fraction: "50%" is 1/2. "50 percent" said without a sign is the number 50, as people answer "what percent".
     """
-    text = answer.strip().strip("$€£ ").replace("\\$", "").replace("\\%", "%").replace("−", "-")
-    if len(text) > LONGEST:
+    if len(answer) > LONGEST:
         return None
+    text = answer.strip().strip("$€£ ").replace("\\$", "").replace("\\%", "%").replace("−", "-")
     text = re.sub(r"^-\s*\$", "-", text)
     text = re.sub(r"\\d?frac\{(\d{1,60})\}\{(\d{1,60})\}", r"\1/\2", text)
+    if power := _POWER.match(text):
+        return Fraction(power[1]) * Fraction(10) ** int(power[2])
     if unit := _UNITS.match(text):
         text = unit[1].strip()
     match = _NUMBER.match(text)
@@ -77,14 +93,14 @@ def canonical(answer: str) -> str:
 
 def same_answer(first: str, second: str) -> bool:
     """Whether two answers agree: exactly for numbers, by math-verify for the rest."""
+    if max(len(first), len(second)) > LONGEST:  # before canonical, which would cut two long answers to one
+        return False
     a, b = as_number(first), as_number(second)
     if a is not None and b is not None:
         return a == b
     if canonical(first) == canonical(second):
         return True
     if (a is None) != (b is None) and not any(character in first + second for character in "\\^*+(="):
-        return False
-    if max(len(first), len(second)) > LONGEST:
         return False
     return _worker.verify(first, second)
 
@@ -118,11 +134,18 @@ class _Worker:
             try:
                 process.stdin.write(json.dumps([first, second]) + "\n")
                 process.stdin.flush()
-                return process.stdout.readline().strip() == "true"
+                reply = process.stdout.readline().strip()
             except (BrokenPipeError, OSError):
-                return False
+                reply = ""
             finally:
                 timer.cancel()
+            if not reply:
+                # A killed process takes a moment to die: until it has, poll() calls it alive and the next answer would be lost with it.
+                process.kill()
+                process.wait()
+                atexit.unregister(process.kill)
+                self._process = None
+            return reply == "true"
 
 
 _worker = _Worker()

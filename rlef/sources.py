@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rlef.answers import canonical, extract_answer
+from rlef.answers import as_number, canonical, extract_answer
 from rlef.errors import UserError
 from rlef.records import BadRow, Problem, problem_id
 
@@ -81,7 +81,7 @@ def _collect(
 
 def as_problem(row: dict[str, Any], source: str) -> Problem:
     """One row as a Problem. Raises ValueError that says what is missing."""
-    if isinstance(row.get("instances"), list) and row["instances"]:  # self-instruct seed tasks
+    if isinstance(row.get("instances"), list) and row["instances"] and isinstance(row["instances"][0], dict):  # self-instruct seed tasks
         row = row | row["instances"][0]
     question = next(
         (row[key] for key in ("question", "problem", "instruction", "prompt") if isinstance(row.get(key), str) and row[key].strip()), None
@@ -91,14 +91,17 @@ def as_problem(row: dict[str, Any], source: str) -> Problem:
     if isinstance(row.get("input"), str) and row["input"].strip():
         question = f"{question}\n{row['input']}"
     written = next((row[key] for key in ("solution", "answer", "output", "response") if isinstance(row.get(key), str)), None)
-    answer = row["answer"] if isinstance(row.get("answer"), str | int | float) and "solution" in row else None
+    given = row.get("answer")
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    answer = given if number or (isinstance(given, str) and "solution" in row) else None
     steps: tuple[str, ...] | None = None
     if written is not None:
         body, marker, tail = written.rpartition("####")
         steps = tuple(line for line in (_ANNOTATION.sub("", line).strip() for line in (body if marker else written).splitlines()) if line)
         found = tail.strip() if marker else extract_answer(written)
         answer = answer if answer is not None else found
-        if answer is None and len(written) <= 40:  # the bare answer, without a solution
+        # The bare answer, without a solution. A short reply to an instruction is prose, unless it is a number.
+        if answer is None and len(written) <= 40 and ("instruction" not in row or as_number(written) is not None):
             answer, steps = written, None
     math = answer is not None
     return Problem(

@@ -11,7 +11,7 @@ from rlef.records import Problem
 
 NGRAM = 13  # words; the usual test of contamination (GPT-3, arXiv 2005.14165, appendix C)
 CONTAINMENT = 0.8  # share of a short held-out text's 5-grams that marks a leak
-_WORD = re.compile(r"[a-z0-9.]+")
+_WORD = re.compile(r"(?:[^\W_]|\.)+")  # letters of every script: without them all texts in Chinese would be one
 
 
 def words(text: str) -> list[str]:

@@ -60,7 +60,7 @@ STOP_WORDS = frozenset(
     ]
 )
 REFUSAL_WORDS = 80  # "sorry" in a shorter text is a refusal
-_WORD = re.compile(r"[A-Za-z0-9']+")
+_WORD = re.compile(r"(?:[^\W_]|')+")
 
 
 def eliminated_by(parent: str, child: str, *, judged_same: bool = False) -> str | None:

@@ -83,8 +83,9 @@ def _judge(ctx: StageContext, teacher, seeds: Sequence[Problem], evolved: Sequen
     settings: LabelStage = ctx.settings
     method = settings.method
     if method == "auto":
-        known = all(problem.truth is not None for problem in seeds)
-        method = "symbolic" if known else "calculator" if all(problem.answer is not None for problem in seeds) else "judge"
+        known = isinstance(teacher, SymbolicTeacher) and all(problem.truth is not None for problem in seeds)
+        answered = all(problem.answer is not None for problem in seeds)
+        method = "symbolic" if known else "calculator" if answered else "judge"
     # The calculator needs training answers, which evolved problems do not have.
     pool = [problem for problem in seeds if problem.answer is not None] if method == "calculator" else [*seeds, *evolved]
     chosen = random.Random(f"solutions/{ctx.seed}").sample(pool, min(settings.count, len(pool)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Literal
 
-from rlef.symbolic.programs import Program
+from rlef.symbolic.programs import QUESTIONS, Program
 
 Phrasing = Literal["train", "held_out"]
 FLAWS = ("missing_quantity", "contradiction", "no_question", "ambiguous_reference")
@@ -44,7 +44,7 @@ def render(program: Program, *, phrasing: Phrasing = "train", flaw: str | None =
     needed = [place for place in program.needed() if place < len(statements)]
     hit = rng.choice(needed)
     if flaw == "ambiguous_reference":
-        related = [place for place in needed if statements[place].ref is not None]
+        related = [place for place in needed if _is_open(program, place)]
         hit = related[-1] if related else -1
     for place, row in enumerate(statements):
         text = wording(WORDINGS[row.op], phrasing, rng)
@@ -66,15 +66,34 @@ def render(program: Program, *, phrasing: Phrasing = "train", flaw: str | None =
 def _question(program: Program, phrasing: Phrasing, rng: random.Random, *, ambiguous: bool) -> str:
     last = program.statements[-1]
     asks = program.asks
-    who = "the other one" if ambiguous else program.names[program.target if asks is None else last.who]
+    who = program.names[program.target if asks is None else last.who]
+    if ambiguous:
+        # Where all have the same, any of them would do: then somebody is meant of whom nothing is said.
+        who = "one of them" if len(set(_quantities(program, len(program.statements)).values())) > 1 else "someone else"
+        asks = None if asks in ("total", "difference") else asks  # with two people the other name would tell who is meant
     other = program.names[last.ref] if asks is not None and last.ref is not None else ""
     return wording(QUESTION_WORDINGS[asks], phrasing, rng).format(w=who, r=other, n=last.n, t=program.topic)
 
 
+def _is_open(program: Program, place: int) -> bool:
+    """Whether "the other one" in the relation at `place` could mean people of different quantities: two people or more stand before it."""
+    row = program.statements[place]
+    before = _quantities(program, place)
+    before.pop(row.who, None)
+    return row.ref is not None and len(set(before.values())) > 1
+
+
+def _quantities(program: Program, end: int) -> dict[int, int]:
+    """What each person has before the statement at `end`."""
+    done = zip(program.statements[:end], program.execute(), strict=False)
+    return {row.who: step.value if step else row.n for row, (step, _) in done if row.op not in QUESTIONS}
+
+
 def _contradiction(program: Program, phrasing: Phrasing, rng: random.Random) -> str:
-    """A given quantity stated again with another number."""
-    givens = [row for row in program.statements if row.op == "given"]
-    row = rng.choice(givens)
-    number = row.n + rng.choice([-1, 1]) * rng.randint(1, 9)
-    number = number if number > 1 else row.n + 3
+    """A given quantity that the answer needs, stated again with a number that the person never has."""
+    row = rng.choice([program.statements[place] for place in program.needed() if program.statements[place].op == "given"])
+    had = {
+        step.value if step else one.n for one, (step, _) in zip(program.statements, program.execute(), strict=True) if one.who == row.who
+    }
+    number = rng.choice([n for n in range(max(2, row.n - 9), row.n + 10) if n not in had])
     return wording(WORDINGS["given"], phrasing, rng).format(w=program.names[row.who], r="", n=number, t=program.topic)

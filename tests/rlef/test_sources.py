@@ -40,6 +40,18 @@ def test_other_shapes(tmp_path):
     assert rows[2].question == "Name a colour.\nwarm" and rows[2].domain == "general" and rows[3].domain == "general"
 
 
+def test_numbers_are_answers_and_short_replies_to_instructions_are_not(tmp_path):
+    rows, bad = read(
+        tmp_path,
+        {"question": "2+2?", "answer": 4},
+        {"instruction": "Is it?", "output": "No"},
+        {"instruction": "Sum 5 and 6.", "output": "11"},
+        {"instruction": "a", "instances": ["text"]},
+    )
+    assert [row.answer for row in rows] == ["4", None, "11", None] and bad == []
+    assert [row.domain for row in rows] == ["math", "general", "math", "general"] and rows[1].solution == ("No",)
+
+
 def test_rows_without_a_problem_are_counted_with_their_lines_and_set_aside(tmp_path):
     rows, bad = read(tmp_path, GSM8K, {"answer": "1"}, GSM8K)
     assert len(rows) == 1 and [row.line for row in bad] == [2]

@@ -64,6 +64,13 @@ def test_duplicates():
     assert seen.check_and_add("Something else entirely, about seven trains.") is None
 
 
+def test_texts_in_other_scripts_are_told_apart():
+    seen = Duplicates(0.9)
+    assert [seen.check_and_add(text) for text in ("安有三个苹果。", "本有四支笔。", "安有三个苹果！")] == [None, None, "exact_duplicate"]
+    assert eliminated_by("安有三个苹果。", "本有四支笔。") is None
+    assert eliminated_by("安有三个苹果。", "安有三个苹果？") == "no_information_gain"
+
+
 def test_held_out_text_and_shape():
     tests = make_problems(50, depths=(1, 4), seed=0, split="held_out")
     held = HeldOut(tests)
@@ -102,6 +109,9 @@ def test_ranks_share_ties():
         ("9**9**9=1", None),
         ("5/0=1", None),
         ("(" * 500 + "1=1", None),
+        ("1/3 is 0." + "3" * 1900, None),
+        ("So. 3 + 4 = 7", 1.0),
+        ("$1,000 x 2 = $2,000 and 2+2=5", 0.0),
     ],
 )
 def test_calculator(step, label):

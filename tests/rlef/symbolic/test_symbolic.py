@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from rlef.symbolic.programs import LARGEST, NAMES, QUESTIONS, SIGNS, TOPICS, Program, Statement, is_held_out
+from rlef.symbolic.programs import HELD_OUT_ONE_STEP, LARGEST, NAMES, ONE_STEP, QUESTIONS, SIGNS, TOPICS, Program, Statement, is_held_out
 from rlef.symbolic.render import FLAWS, QUESTION_WORDINGS, WORDINGS, render
 from rlef.symbolic.teacher import OPERATIONS, SymbolicTeacher, as_problem, judge, make_problems
 
@@ -33,7 +33,7 @@ def test_the_domain_is_as_wide_as_it_says():
 
 def test_a_hand_made_program():
     assert [str(step) for step in HAND.steps()] == ["Ben 12+5=17", "Ben 17-3=14", "all 14+12=26"]
-    assert HAND.answer == 26 and HAND.depth == 3 and HAND.shape() == "given0 more1<0 lose1 total1<0 ?"
+    assert HAND.answer == 26 and HAND.depth == 3 and HAND.shape() == "given0 more1<0 lose1 total0<1 ?"
 
 
 def test_only_what_matters_is_a_step():
@@ -62,6 +62,20 @@ def test_shapes_are_split_and_every_depth_is_on_both_sides():
         assert set(Counter(p.depth for p in rows)) == {1, 2, 3, 4, 5} and len({p.question for p in rows}) == 300
 
 
+def test_one_step_shapes_are_all_known_and_on_both_sides():
+    seen = {p.truth.shape for side in ("train", "held_out") for p in make_problems(800, depths=(1, 1), seed=0, split=side)}
+    assert seen <= ONE_STEP and HELD_OUT_ONE_STEP < ONE_STEP
+    assert {is_held_out(shape) for shape in seen} == {True, False}
+
+
+def test_what_does_not_matter_makes_no_other_shape():
+    plain = Program("apples", ("Ann", "Ben"), (Statement("given", 0, None, 5), Statement("gain", 0, None, 2)), 0)
+    led_astray = Program(
+        "apples", ("Ann", "Ben"), (Statement("given", 1, None, 9), Statement("given", 0, None, 5), Statement("gain", 0, None, 2)), 0
+    )
+    assert plain.shape() == led_astray.shape()
+
+
 def test_shapes_ignore_names_numbers_and_topics():
     other = Program(
         "coins", ("Sam", "Pam"), tuple(Statement(s.op, s.who, s.ref, s.n + 1 if s.n else 0) for s in HAND.statements), 1, style=9
@@ -83,9 +97,43 @@ def test_flaws_are_what_they_claim(flaw):
         elif flaw == "no_question":
             assert "?" not in text and "Find" not in text
         elif flaw == "ambiguous_reference":
-            assert "the other one" in text
+            assert any(nobody in text for nobody in ("the other one", "one of them", "someone else"))
         else:
             assert len(text.split(".")) > len(sound.split("."))
+
+
+def test_an_ambiguous_reference_has_two_readings():
+    """Where the other one must be the only person named before it, the question becomes the open one."""
+    two = Program("apples", ("Ann", "Ben"), (Statement("given", 0, None, 12), Statement("more", 1, 0, 5)), 1)
+    assert (
+        "other" not in render(two, flaw="ambiguous_reference")
+        and "one of them" in render(two, flaw="ambiguous_reference").rsplit(". ", 1)[1]
+    )
+    three = Program("apples", ("Ann", "Ben", "Cal"), (*two.statements, Statement("times", 2, 1, 2)), 2)
+    assert re.search(r"Cal .*the other one", render(three, flaw="ambiguous_reference"))
+    assert "Ann" not in render(HAND, flaw="ambiguous_reference").rsplit(". ", 1)[1]  # not "one of them and Ann"
+    equal = Program("apples", ("Ann", "Ben"), (*two.statements, Statement("lose", 1, None, 5)), 1)
+    assert "someone else" in render(equal, flaw="ambiguous_reference")
+
+
+def test_a_contradiction_concerns_the_answer():
+    """Restated: a quantity that is needed, with a number that its owner has at no time."""
+    given = "|".join(
+        text.format(w=f"(?P<w{i}>[A-Z][a-z]+)", n=f"(?P<n{i}>\\d+)", t="[a-z]+", r="").replace(".", "\\.")
+        for i, text in enumerate(WORDINGS["given"])
+    )
+    for problem in PROBLEMS:
+        one = program(problem)
+        sound, text = render(one), render(one, flaw="contradiction")
+        added = [s for s in re.findall(r"[^.?]+\.", text) if text.count(s) > sound.count(s)]
+        found = [m for s in added if (m := re.fullmatch(given, s.strip()))]
+        assert len(found) == 1, text
+        parts = {key[0]: value for key, value in found[0].groupdict().items() if value}
+        who = one.names.index(parts["w"])
+        assert any(one.statements[place].op == "given" and one.statements[place].who == who for place in one.needed())
+        assert int(parts["n"]) not in {
+            s.value if s else row.n for row, (s, _) in zip(one.statements, one.execute(), strict=True) if row.who == who
+        }
 
 
 def test_held_out_wordings_are_never_rendered_for_training():
