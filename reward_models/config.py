@@ -32,4 +32,10 @@ class ProcessModelConfig(BaseModel):
     separator: str = Field(default="<|step|>", description="special token after each step; added where the tokenizer lacks it")
     mask_after_first_error: bool = True
     balance_classes: bool = Field(default=False, description="weight the two classes equally")
+    language_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the next-token loss on right steps, by the frozen LM head of `init`: a step's tokens teach more about right "
+        "steps than its one label (text-generation regularisation, GRM, arXiv 2406.10216)",
+    )
     max_length: int = Field(default=512, ge=8, description="tokens of question and steps; a longer solution is a flagged failure")

@@ -24,6 +24,7 @@ class StepColumns:
     """A solution as the PRM reads it: question, then each step and the separator at which it is judged."""
 
     ids: list[int]
+    start: int  # of the first step
     columns: list[int]  # of the separators
 
 
@@ -42,7 +43,7 @@ def step_columns(tokenizer: Tokenizer, question: str, steps: Sequence[str], sepa
         ids += [token for token in piece if token != mark]
         columns.append(len(ids))
         ids.append(mark)
-    return StepColumns(ids, columns)
+    return StepColumns(ids, len(pieces[0]), columns)
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
@@ -111,7 +112,8 @@ def step_rows(
     max_length: int,
     mask_after_first_error: bool,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Rows with ids and a label a column, and how many were dropped, by reason. Nothing is cut: that would lose late labels."""
+    """Rows with ids, a label a column and, as `language`, weights of the tokens of right steps, which sum to 1 a step; and how many rows
+    were dropped, by reason. Nothing is cut: that would lose late labels."""
     rows, dropped = [], {"too_long": 0, "no_label": 0}
     for solution in solutions:
         labels = list(solution.labels)
@@ -124,10 +126,14 @@ def step_rows(
         if len(read.ids) > max_length:
             dropped["too_long"] += 1
             continue
-        values = [IGNORE] * len(read.ids)
+        values, weights = [IGNORE] * len(read.ids), [0.0] * len(read.ids)
+        start = read.start
         for column, label in zip(read.columns, labels, strict=True):
             values[column] = IGNORE if label is None else float(label)
-        rows.append({"input_ids": read.ids, "labels": values, "length": len(read.ids)})
+            if label is not None and label > 0.5:
+                weights[start:column] = [1 / (column - start)] * (column - start)
+            start = column + 1
+        rows.append({"input_ids": read.ids, "labels": values, "language": weights, "length": len(read.ids)})
     return rows, {reason: count for reason, count in dropped.items() if count}
 
 
@@ -135,6 +141,8 @@ def collate_steps(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torc
     """Labels are padded with IGNORE, never with a token id."""
     batch = pad([row["input_ids"] for row in rows], pad_id)
     labels = torch.full(batch["input_ids"].shape, IGNORE)
+    language = torch.zeros(batch["input_ids"].shape)
     for index, row in enumerate(rows):
         labels[index, : len(row["labels"])] = torch.tensor(row["labels"])
-    return batch | {"labels": labels}
+        language[index, : len(row["language"])] = torch.tensor(row["language"])
+    return batch | {"labels": labels, "language": language}

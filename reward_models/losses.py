@@ -7,7 +7,7 @@ Bradley-Terry with margin: Llama 2 (arXiv 2307.09288, section 3.2.2). Plackett-L
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
 
 IGNORE = -100.0
 
@@ -67,3 +67,15 @@ def masked_after_first_error(labels: list[float | None], threshold: float = 0.5)
         kept.append(None if wrong else label)
         wrong = wrong or (label is not None and label < threshold)
     return kept
+
+
+def language_loss(hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted sum of -log p(token | what stands before it), in fp32.
+
+    hidden: (B, L, H) last hidden states; head: (V, H); ids: (B, L); weights: (B, L), of each token as a target, 0 for none.
+    """
+    kept = weights[:, 1:] > 0
+    logits = hidden[:, :-1][kept] @ head.T.to(hidden.dtype)  # (N, V)
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    losses = cross_entropy(logits, ids[:, 1:][kept], reduction="none")
+    return (losses * weights[:, 1:][kept]).sum()

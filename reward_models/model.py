@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -56,6 +57,15 @@ def build(kind: str, init: str | Path, *, separator: str | None = None) -> tuple
         for parameter in cast(nn.Module, model.score).parameters():
             parameter.normal_(std=1 / (model.config.hidden_size + 1)) if parameter.dim() > 1 else parameter.zero_()
     return model, tokenizer
+
+
+def language_head(init: str | Path) -> torch.Tensor:
+    """(V, H) weights of the LM head of a policy. Raises UserError where `init` has none."""
+    try:
+        head: Any = AutoModelForCausalLM.from_pretrained(str(init), dtype=torch.float32).get_output_embeddings()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{init}: no causal language model ({error})", fix="start from a policy, or set language_weight: 0") from error
+    return head.weight.detach()
 
 
 def load(auto: Any, folder: str | Path, device: str | torch.device = "cpu") -> PreTrainedModel:

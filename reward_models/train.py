@@ -20,8 +20,8 @@ from reward_models.data import collate_lists, collate_steps, instruction_rows, s
 from reward_models.errors import UserError
 from reward_models.evaluate import evaluate_instruction, evaluate_process
 from reward_models.instruction import Calibration, InstructionRewardModel, fit_slope, save_calibration, score_texts
-from reward_models.losses import IGNORE, cross_seed_loss, pairwise_ranking_loss, plackett_luce_loss, step_loss
-from reward_models.model import Tokenizer, build
+from reward_models.losses import IGNORE, cross_seed_loss, language_loss, pairwise_ranking_loss, plackett_luce_loss, step_loss
+from reward_models.model import Tokenizer, build, language_head
 from reward_models.process import SETTINGS, ProcessRewardModel
 from reward_models.records import RankedList, SteppedSolution, is_held_out, read_records
 
@@ -78,10 +78,17 @@ def lists_loss(model: Any, inputs: dict[str, Any], *, settings: InstructionModel
     return loss
 
 
-def steps_loss(model: Any, inputs: dict[str, Any], *, balance: tuple[float, float]) -> torch.Tensor:
-    """Sum over the judged steps of a batch."""
+def steps_loss(
+    model: Any, inputs: dict[str, Any], *, balance: tuple[float, float], head: torch.Tensor | None = None, language_weight: float = 0.0
+) -> torch.Tensor:
+    """Sum over the judged steps of a batch. `head` (V, H): the LM head of the language loss; None: without it."""
     batch = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")}
-    return step_loss(model(**batch, use_cache=False).logits[..., 0], inputs["labels"], balance=balance)
+    output = model(**batch, use_cache=False, output_hidden_states=head is not None)
+    loss = step_loss(output.logits[..., 0], inputs["labels"], balance=balance)
+    if head is not None:
+        hidden = output.hidden_states[-1]
+        loss = loss + language_weight * language_loss(hidden, head.to(hidden.device), inputs["input_ids"], inputs["language"])
+    return loss
 
 
 def train_instruction(
@@ -148,10 +155,10 @@ def train_process(
     judged = [label for row in data for label in row["labels"] if label != IGNORE]
     right = max(1e-6, min(1 - 1e-6, sum(judged) / len(judged)))
     balance = (0.5 / (1 - right), 0.5 / right) if settings.balance_classes else (1.0, 1.0)
+    head = language_head(init) if settings.language_weight > 0 else None
+    loss = partial(steps_loss, balance=balance, head=head, language_weight=settings.language_weight)
     pad_id = int(tokenizer.pad_token_id)
-    model = _fit(
-        model, tokenizer, data, partial(collate_steps, pad_id=pad_id), partial(steps_loss, balance=balance), settings.epochs, out, options
-    )
+    model = _fit(model, tokenizer, data, partial(collate_steps, pad_id=pad_id), loss, settings.epochs, out, options)
     if model is None:
         return {}
     Path(out, SETTINGS).write_text(

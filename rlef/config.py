@@ -125,7 +125,7 @@ class ProblemsStage(Stage):
     held_out: int = Field(default=1000, ge=1, description="problems that nothing trains on")
     seed_depths: tuple[int, int] = Field(default=(1, 3), description="symbolic: fewest and most steps of the seeds")
     held_out_depths: tuple[int, int] = Field(default=(1, 5), description="symbolic: fewest and most steps of the held-out problems")
-    max_number: int = Field(default=20, ge=10, description="symbolic: largest quantity in a seed")
+    max_number: int = Field(default=12, ge=6, description="symbolic: largest quantity in a seed")
 
 
 class EvolveStage(Stage):
@@ -237,6 +237,10 @@ class PpoStage(RewardSettings):
     epochs: int = Field(default=1, ge=1)
     minibatches: int = Field(default=4, ge=1, description="optimiser steps an epoch")
     micro_batch_size: int = Field(default=128, ge=1, description="rows per forward; not part of the fingerprint")
+    share_prompts: bool = Field(
+        default=False,
+        description="train on one sequence a prompt with all its answers: less work where prompts are long; sdpa or eager attention",
+    )
     clip_range: float = Field(default=0.2, gt=0)
     dual_clip: float | None = Field(default=3.0, description="cap on the ratio for negative advantages; None: off")
     value_clip: float | None = None
@@ -387,6 +391,8 @@ class Config(Section):
                     )
             if stage.kind == "ppo" and stage.prompts_per_iteration < world:
                 wrong.append(f"stages.{name}.prompts_per_iteration: fewer prompts than processes ({world})")
+            if stage.kind == "ppo" and stage.prompts_per_iteration < stage.minibatches:
+                wrong.append(f"stages.{name}.minibatches: more than prompts_per_iteration ({stage.prompts_per_iteration})")
         if not self.stages:
             wrong.append("stages: name at least one stage")
         if wrong:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -151,6 +152,8 @@ def random_policy(spec: RandomInit, texts: Iterable[str], *, seed: int) -> tuple
         intermediate_size=spec.intermediate_size,
         max_position_embeddings=spec.max_positions,
         tie_word_embeddings=True,
+        # The usual 0.02 is made for wide models: a narrow one learns twice as slowly from it (this rule: arXiv 1910.05895, 2.2).
+        initializer_range=math.sqrt(2 / (5 * spec.hidden_size)),
         attention_dropout=0.0,
         bos_token_id=None,
         eos_token_id=core.token_to_id(END),

@@ -70,46 +70,77 @@ class RolloutBatch:
         return RolloutBatch(**picked)
 
 
-def by_length(batch: RolloutBatch, index: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Micro-batches of `size` rows, alike in length. Under a global token count the order changes no gradient, only the padding."""
-    ordered = sorted(index, key=lambda row: (len(batch.prompts[row]) + len(batch.answers[row]), row))
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+def by_length(batch: RolloutBatch, index: Sequence[int], size: int, *, shared: bool = False) -> Iterator[list[int]]:
+    """Micro-batches of about `size` rows, alike in length. Under a global token count the order changes no gradient, only the padding.
+
+    `shared`: rows of one prompt stay together, as `columns` needs them.
+    """
+    groups: dict[object, list[int]] = {}
+    for row in index:
+        groups.setdefault(batch.prompts[row] if shared else row, []).append(row)
+    ordered = sorted(groups.values(), key=lambda rows: (len(batch.prompts[rows[0]]) + sum(len(batch.answers[row]) for row in rows), rows))
+    part: list[int] = []
+    for rows in ordered:
+        if part and len(part) + len(rows) > size:
+            yield part
+            part = []
+        part = part + rows
+    if part:
+        yield part
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Sequences prompt + answer, right-padded to L, and where the answers' states lie in them. N = sum of answer lengths."""
+    """Sequences, right-padded to L, and where the answers' states lie in them. b rows, N = sum of their answer lengths.
 
-    input_ids: torch.Tensor  # (b, L)
-    attention_mask: torch.Tensor  # (b, L)
-    position_ids: torch.Tensor  # (b, L)
-    row: torch.Tensor  # (N,) row of each answer token
+    A sequence holds a prompt and its answer; or a prompt once and all its answers, each of which sees the prompt and itself.
+    """
+
+    input_ids: torch.Tensor  # (s, L)
+    attention_mask: torch.Tensor  # (s, L), or (s, 1, L, L) bool where answers share a prompt
+    position_ids: torch.Tensor  # (s, L)
+    sequence: torch.Tensor  # (N,) sequence of each answer token
     state: torch.Tensor  # (N,) column of the state before it
     token: torch.Tensor  # (N,) the token
+    row: torch.Tensor  # (N,) its row of the batch
     slot: torch.Tensor  # (N,) its index t in the answer
+    rows: int  # b
 
     def spread(self, flat: torch.Tensor, width: int) -> torch.Tensor:
         """(N,) per answer token -> (b, width), zero where there is no token."""
-        out = flat.new_zeros(self.input_ids.shape[0], width)
-        return out.index_put((self.row, self.slot), flat)
+        return flat.new_zeros(self.rows, width).index_put((self.row, self.slot), flat)
 
 
-def columns(batch: RolloutBatch, pad_id: int, device: torch.device) -> Columns:
-    """Lay out all rows of `batch`."""
-    lengths = [len(prompt) + len(answer) for prompt, answer in zip(batch.prompts, batch.answers, strict=True)]
-    count, width = len(lengths), max(lengths, default=0)
+def columns(batch: RolloutBatch, pad_id: int, device: torch.device, *, shared: bool = False) -> Columns:
+    """Lay out all rows of `batch`; with `shared`, the rows of one prompt in one sequence."""
+    groups: dict[object, list[int]] = {}
+    for row, prompt in enumerate(batch.prompts):
+        groups.setdefault(prompt if shared else row, []).append(row)
+    lengths = [len(batch.prompts[rows[0]]) + sum(len(batch.answers[row]) for row in rows) for rows in groups.values()]
+    count, width = len(groups), max(lengths, default=0)
     ids = torch.full((count, width), pad_id)
-    attention = torch.zeros(count, width, dtype=torch.long)
-    row, state, token, slot = [], [], [], []
-    for index, (prompt, answer) in enumerate(zip(batch.prompts, batch.answers, strict=True)):
-        ids[index, : lengths[index]] = torch.tensor(prompt + answer)
-        attention[index, : lengths[index]] = 1
-        row += [index] * len(answer)
-        state += range(len(prompt) - 1, lengths[index] - 1)
-        token += answer
-        slot += range(len(answer))
-    positions = torch.arange(width).expand(count, width)
-    flat = [torch.tensor(values, dtype=torch.long) for values in (row, state, token, slot)]
+    positions = torch.arange(width).repeat(count, 1)
+    part = torch.full((count, width), -1)  # 0 the prompt, 1.. its answers, -1 padding
+    sequence, state, token, owner, slot = [], [], [], [], []
+    for place, rows in enumerate(groups.values()):
+        prompt = batch.prompts[rows[0]]
+        start = len(prompt)
+        ids[place, :start], part[place, :start] = torch.tensor(prompt, dtype=torch.long), 0
+        for number, row in enumerate(rows, start=1):
+            answer = batch.answers[row]
+            end = start + len(answer)
+            ids[place, start:end], part[place, start:end] = torch.tensor(answer, dtype=torch.long), number
+            positions[place, start:end] = torch.arange(len(prompt), len(prompt) + len(answer))
+            sequence += [place] * len(answer)
+            state += [len(prompt) - 1, *range(start, end - 1)][: len(answer)]
+            token += answer
+            owner += [row] * len(answer)
+            slot += range(len(answer))
+            start = end
+    attention = (part >= 0).long()
+    if shared:
+        seen = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])  # (s, query, key)
+        attention = (seen & torch.ones(width, width, dtype=torch.bool).tril())[:, None]
+    flat = [torch.tensor(values, dtype=torch.long) for values in (sequence, state, token, owner, slot)]
     moved = [tensor.to(device) for tensor in (ids, attention, positions, *flat)]
-    return Columns(*moved)
+    return Columns(*moved, rows=len(batch))

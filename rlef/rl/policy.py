@@ -9,7 +9,19 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
 
+from rlef.errors import UserError
 from rlef.rl.batch import Columns
+
+
+def model_inputs(model: PreTrainedModel, batch: Columns) -> dict[str, Any]:
+    """What `batch` is for a transformers model. Raises UserError where its attention takes no mask of a shared prompt."""
+    mask = batch.attention_mask
+    kernel = model.config._attn_implementation
+    if mask.dim() == 4 and kernel == "eager":  # added to the scores
+        mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill_(~mask, torch.finfo(model.dtype).min)
+    elif mask.dim() == 4 and kernel != "sdpa":
+        raise UserError(f"share_prompts: {kernel} attention takes no such mask", fix="set share_prompts: false")
+    return {"input_ids": batch.input_ids, "attention_mask": mask, "position_ids": batch.position_ids, "use_cache": False}
 
 
 class TokenPolicy(nn.Module):
@@ -24,18 +36,13 @@ class TokenPolicy(nn.Module):
 
     def forward(self, batch: Columns, width: int, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
         """(b, width) log-probabilities and (b, width) entropies (no gradient through these), fp32 or wider."""
-        inputs: dict[str, Any] = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "position_ids": batch.position_ids,
-            "use_cache": False,
-        }
+        inputs = model_inputs(self.model, batch)
         if self._head_only:
             hidden = self.model.base_model(**inputs).last_hidden_state
             head: Any = self.model.get_output_embeddings()
-            logits = head(hidden[batch.row, batch.state])  # (N, V)
+            logits = head(hidden[batch.sequence, batch.state])  # (N, V)
         else:
-            logits = self.model(**inputs).logits[batch.row, batch.state]
+            logits = self.model(**inputs).logits[batch.sequence, batch.state]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
         normaliser = torch.logsumexp(logits, -1)
         logprobs = logits.gather(-1, batch.token[:, None]).squeeze(-1) - normaliser
@@ -80,10 +87,7 @@ class TokenCritic(nn.Module):
 
     def forward(self, batch: Columns, width: int) -> torch.Tensor:
         """(b, width) values, fp32 or wider."""
-        logits = self.model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False
-        ).logits
-        values = logits[batch.row, batch.state, 0]
+        values = self.model(**model_inputs(self.model, batch)).logits[batch.sequence, batch.state, 0]
         return batch.spread(values.to(torch.promote_types(values.dtype, torch.float32)), width)
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:

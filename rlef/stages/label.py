@@ -28,9 +28,10 @@ def run(ctx: StageContext) -> dict:
     """Writes rankings.jsonl and steps.jsonl, each row with its split."""
     seeds = list(read_jsonl(ctx.inputs["problems"] / "seeds.jsonl", Problem))
     evolved = list(read_jsonl(ctx.inputs["evolved"] / "evolved.jsonl", Problem)) if "evolved" in ctx.inputs else []
+    unsolved = list(read_jsonl(ctx.inputs["prompts"] / "prompts.jsonl", Problem)) if "prompts" in ctx.inputs else evolved
     teacher = make_teacher(ctx.config)
     lists = _rank(ctx, teacher, seeds + evolved)
-    steps, counts = _judge(ctx, teacher, seeds, evolved)
+    steps, counts = _judge(ctx, teacher, seeds, unsolved or seeds)
     write_jsonl(ctx.folder / "rankings.jsonl", lists)
     write_jsonl(ctx.folder / "steps.jsonl", steps)
     judged = [label for row in steps for label in row.labels if label is not None]
@@ -78,8 +79,12 @@ def _rank(ctx: StageContext, teacher, pool: Sequence[Problem]) -> list[RankedLis
     return rows
 
 
-def _judge(ctx: StageContext, teacher, seeds: Sequence[Problem], evolved: Sequence[Problem]) -> tuple[list[SteppedSolution], dict]:
-    """Solutions sampled from the policy, with a label a step."""
+def _judge(ctx: StageContext, teacher, seeds: Sequence[Problem], unsolved: Sequence[Problem]) -> tuple[list[SteppedSolution], dict]:
+    """Solutions sampled from the policy, with a label a step.
+
+    To problems that it was not fine-tuned on, wherever the method can judge those: what it knows by heart it gets right, and the reward
+    model would learn to tell known prompts from new ones instead of right steps from wrong ones.
+    """
     settings: LabelStage = ctx.settings
     method = settings.method
     if method == "auto":
@@ -87,7 +92,7 @@ def _judge(ctx: StageContext, teacher, seeds: Sequence[Problem], evolved: Sequen
         answered = all(problem.answer is not None for problem in seeds)
         method = "symbolic" if known else "calculator" if answered else "judge"
     # The calculator needs training answers, which evolved problems do not have.
-    pool = [problem for problem in seeds if problem.answer is not None] if method == "calculator" else [*seeds, *evolved]
+    pool = [problem for problem in seeds if problem.answer is not None] if method == "calculator" else unsolved
     chosen = random.Random(f"solutions/{ctx.seed}").sample(pool, min(settings.count, len(pool)))
     boundary = _held_out(len(chosen), settings.held_out_fraction)
 

@@ -197,20 +197,20 @@ def update(
 ) -> dict[str, float]:
     """`epochs` x `minibatches` optimiser steps, exactly, unless the early stop ends them.
 
-    Rows are dealt to mini-batches by their index over all ranks, and every loss is divided by the token count of the whole
-    optimiser step, so micro-batch size, row order and number of ranks change nothing.
+    Prompts, with all their samples, are dealt to mini-batches by their index over all ranks, and every loss is divided by the token
+    count of the whole optimiser step, so micro-batch size, row order and number of ranks change nothing.
     """
     train_policy = iteration >= settings.critic_warmup
-    total_rows = settings.prompts_per_iteration * settings.samples_per_prompt
     here = {int(row): index for index, row in enumerate(batch.rows)}
     sums, steps, stopped, skipped = Sums(), 0, False, 0
     norms: dict[str, list[float]] = {"policy": [], "value": []}
     learning_rate = 0.0
     for epoch in range(settings.epochs):
         shuffle = torch.Generator().manual_seed(_mix(seed, iteration, epoch))
-        for chunk in torch.randperm(total_rows, generator=shuffle).tensor_split(settings.minibatches):
-            mine = [here[int(row)] for row in chunk if int(row) in here]
-            micro = list(by_length(batch, mine, settings.micro_batch_size))
+        for chunk in torch.randperm(settings.prompts_per_iteration, generator=shuffle).tensor_split(settings.minibatches):
+            rows = [int(prompt) * settings.samples_per_prompt + sample for prompt in chunk for sample in range(settings.samples_per_prompt)]
+            mine = [here[row] for row in rows if row in here]
+            micro = list(by_length(batch, mine, settings.micro_batch_size, shared=settings.share_prompts))
             # Collectives inside a backward need equal counts on all ranks: the short ones add empty micro-batches.
             count = int(dist.all_reduce_max(torch.tensor(len(micro))))
             micro += [[] for _ in range(count - len(micro))]
@@ -219,7 +219,8 @@ def update(
             for number, index in enumerate(micro):
                 part = batch.select(index or [0])
                 mask = (part.mask if index else torch.zeros_like(part.mask)).to(device)
-                layout, width, final = columns(part, pad, device), part.mask.shape[1], number == count - 1
+                layout = columns(part, pad, device, shared=settings.share_prompts)
+                width, final = part.mask.shape[1], number == count - 1
                 values = critic.forward(layout, width)
                 v_loss, v_sums = value_loss(values, part.values.to(device), part.returns.to(device), mask, clip=settings.value_clip)
                 critic.backward(v_loss / tokens, last=final)
@@ -287,9 +288,9 @@ def _fill(
     """
     entropy = torch.zeros_like(batch.mask)
     with torch.no_grad():
-        for index in by_length(batch, range(len(batch)), settings.micro_batch_size):
+        for index in by_length(batch, range(len(batch)), settings.micro_batch_size, shared=settings.share_prompts):
             part = batch.select(index)
-            layout, width = columns(part, pad, device), part.mask.shape[1]
+            layout, width = columns(part, pad, device, shared=settings.share_prompts), part.mask.shape[1]
             logprobs, spread = policy.forward(layout, width, settings.temperature)
             batch.old_logprobs[index, :width] = logprobs.to(batch.mask).cpu()
             entropy[index, :width] = spread.to(batch.mask).cpu()

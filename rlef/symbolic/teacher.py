@@ -15,6 +15,9 @@ from dataclasses import replace
 from rlef.records import Lineage, Problem, Solution, Truth, problem_id
 from rlef.symbolic.programs import (
     CHANGES,
+    LARGEST,
+    LARGEST_CHANGE,
+    LARGEST_FACTOR,
     QUESTIONS,
     TOPICS,
     Operation,
@@ -48,11 +51,11 @@ QUALITIES: dict[str | None, tuple[float, float, float]] = {
     "missing_quantity": (0.8, 0.6, 0.1),
     "no_question": (0.1, 0.6, 0.6),
 }
-_STEP = re.compile(r"([A-Za-z]+) (\d+)([-+*/])(\d+)=(\d+)")
-_ANSWER = re.compile(r"#### *(\d+)")
+_STEP = re.compile(r"(\d{1,9})([-+*/])(\d{1,9})=(\d{1,9})")
+_ANSWER = re.compile(r"#### *(\d{1,9})")
 
 
-def make_problems(count: int, *, depths: tuple[int, int], seed: int, split: Phrasing, max_number: int = 20) -> list[Problem]:
+def make_problems(count: int, *, depths: tuple[int, int], seed: int, split: Phrasing, max_number: int = 12) -> list[Problem]:
     """`count` sound problems with distinct texts, depths in turn. split "held_out": shapes that training never has."""
     rng = random.Random(f"problems/{split}/{seed}")
     problems: dict[str, Problem] = {}
@@ -98,7 +101,7 @@ class SymbolicTeacher:
     name = "symbolic"
     operations = OPERATIONS
 
-    def __init__(self, *, flaw_rate: float = 0.25, max_depth: int = 5, max_number: int = 20) -> None:
+    def __init__(self, *, flaw_rate: float = 0.25, max_depth: int = 5, max_number: int = 12) -> None:
         self.flaw_rate, self.max_depth, self.max_number = flaw_rate, max_depth, max_number
 
     # ------------------------------------------------------------------------------------------ evolve
@@ -171,7 +174,7 @@ class SymbolicTeacher:
     def _answer(self, problem: Problem, sample: int, rng: random.Random) -> Solution:
         steps = _program(problem).steps()
         if is_flawed(problem) or rng.random() < ERROR_RATE:
-            wrong = rng.randint(1, 99)
+            wrong = rng.randint(1, LARGEST)
             steps = [*steps[:-1], replace(steps[-1], value=wrong)]
         lines, answer = tuple(str(step) for step in steps), str(steps[-1].value)
         text = "\n".join([*lines, f"#### {answer}"])
@@ -199,7 +202,7 @@ class SymbolicTeacher:
         return [_quality(problem) for problem in problems]
 
     def judge_steps(self, problems: Sequence[Problem], solutions: Sequence[Sequence[str]], *, seed: int) -> list[list[float | None]]:
-        """1 for a derivation that belongs to the way to the answer, from given or rightly derived quantities, with the right value.
+        """1 for a new derivation that belongs to the way to the answer, from given or rightly derived quantities, with the right value.
 
         The answer line is right iff it states the answer. Steps on a flawed problem are not judged: there is no truth to judge them by,
         and what such a prompt is worth is the instruction reward model's question.
@@ -218,12 +221,14 @@ def judge(problem: Problem, steps: Sequence[str]) -> list[bool]:
     done = program.execute()
     needed = program.needed()
     known = {place for place in needed if done[place][0] is None}
+    # A step said twice leads nowhere the second time.
     labels = []
     for text in steps:
         if answer := _ANSWER.fullmatch(text.strip()):
             labels.append(int(answer[1]) == program.answer)
             continue
-        place = next((place for place in needed if _derives(text, done[place][0]) and done[place][1] <= known), None)
+        open_ = [place for place in needed if place not in known and done[place][1] <= known]
+        place = next((place for place in open_ if _derives(text, done[place][0])), None)
         labels.append(place is not None)
         if place is not None:
             known.add(place)
@@ -232,10 +237,10 @@ def judge(problem: Problem, steps: Sequence[str]) -> list[bool]:
 
 def _derives(text: str, step: Step | None) -> bool:
     match = _STEP.fullmatch(text.strip())
-    if step is None or match is None or match[1] != step.label or match[3] != step.sign or len(match[0]) > 60:
+    if step is None or match is None or match[2] != step.sign:
         return False
-    given = int(match[2]), int(match[4])
-    return int(match[5]) == step.value and given in ({(step.a, step.b), (step.b, step.a)} if step.sign in "+*" else {(step.a, step.b)})
+    given = int(match[1]), int(match[3])
+    return int(match[4]) == step.value and given in ({(step.a, step.b), (step.b, step.a)} if step.sign in "+*" else {(step.a, step.b)})
 
 
 def _program(problem: Problem) -> Program:
@@ -256,14 +261,14 @@ def _extend(program: Program, rng: random.Random, style: int) -> Program:
         rows.pop()
         people = len(program.names)
         person = program.target
-        rows.append(Statement("gain", person, None, rng.randint(2, 9)))
-        rows.append(Statement(rng.choice(QUESTIONS), person, rng.randrange(people), rng.randint(2, 4)))
+        rows.append(Statement("gain", person, None, rng.randint(2, LARGEST_CHANGE)))
+        rows.append(Statement(rng.choice(QUESTIONS), person, rng.randrange(people), rng.randint(2, LARGEST_FACTOR)))
         if rows[-1].op in ("split", "cost"):
             rows[-1] = replace(rows[-1], ref=None)
         return replace(program, statements=tuple(rows), style=style)
     op: Operation = rng.choice([*CHANGES, "split", "cost"])
     small = op in ("multiply", "split", "cost")
-    rows.append(Statement(op, program.target, None, rng.randint(2, 4) if small else rng.randint(2, 9)))
+    rows.append(Statement(op, program.target, None, rng.randint(2, LARGEST_FACTOR) if small else rng.randint(2, LARGEST_CHANGE)))
     return replace(program, statements=tuple(rows), style=style)
 
 
@@ -272,7 +277,7 @@ def _constrain(program: Program, rng: random.Random, style: int) -> Program:
     rows = list(program.statements)
     place = rng.randint(1, len(rows) - (program.asks is not None))
     person = rng.choice([row.who for row in rows[:place]])
-    rows.insert(place, Statement(rng.choice(CHANGES[:2]), person, None, rng.randint(2, 9)))
+    rows.insert(place, Statement(rng.choice(CHANGES[:2]), person, None, rng.randint(2, LARGEST_CHANGE)))
     return replace(program, statements=tuple(rows), style=style)
 
 

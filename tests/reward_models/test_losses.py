@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from reward_models.instruction import Calibration, fit_slope
-from reward_models.losses import IGNORE, cross_seed_loss, masked_after_first_error, pairwise_ranking_loss, plackett_luce_loss, step_loss
+from reward_models.losses import (
+    IGNORE,
+    cross_seed_loss,
+    language_loss,
+    masked_after_first_error,
+    pairwise_ranking_loss,
+    plackett_luce_loss,
+    step_loss,
+)
 
 
 def test_23_pairwise_loss_at_the_margin_is_log_2_and_its_gradient_is_known():
@@ -94,3 +102,17 @@ def test_the_slope_is_found_and_stays_finite_on_separable_pairs():
     signed = np.where(rng.random(4000) < 1 / (1 + np.exp(-2.0 * delta)), delta, -delta)
     assert fit_slope(signed) == pytest.approx(2.0, rel=0.15)
     assert 0.05 <= fit_slope([1.0] * 50) < 20 and fit_slope([]) == 1.0
+
+
+def test_language_loss_by_hand():
+    """Each weighted token is predicted from the column before it."""
+    head = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    hidden = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [9.0, 9.0]]], requires_grad=True)
+    ids, weights = torch.tensor([[2, 0, 1]]), torch.tensor([[0.0, 0.5, 2.0]])
+    loss = language_loss(hidden, head, ids, weights)
+    first = math.log(math.e + 1 + 1) - 1  # token 0 from (1, 0)
+    second = math.log(1 + math.exp(2) + 1) - 2  # token 1 from (0, 2)
+    assert loss.item() == pytest.approx(0.5 * first + 2 * second)
+    loss.backward()
+    assert hidden.grad[0, 2].abs().sum() == 0 and hidden.grad[0, 0].abs().sum() > 0
+    assert language_loss(hidden, head, ids, torch.zeros(1, 3)).item() == 0

@@ -60,6 +60,13 @@ def test_labels_lie_where_scores_are_read(prm):
     assert [place for place, label in enumerate(data["labels"]) if label != IGNORE] == read.columns
 
 
+def test_language_weights_are_on_the_tokens_of_right_steps(prm):
+    row = SteppedSolution(problem_id="p", question=QUESTIONS[0], steps=tuple(STEPS[0]), labels=(1, None, 0), labeller="x")
+    (data,), _ = step_rows([row], prm.tokenizer, separator="<|step|>", max_length=200, mask_after_first_error=True)
+    chosen = [token for token, weight in zip(data["input_ids"], data["language"], strict=True) if weight]
+    assert chosen == prm.tokenizer.encode(STEPS[0][0] + "\n", add_special_tokens=False) and sum(data["language"]) == pytest.approx(1)
+
+
 def test_a_step_that_spells_the_separator_is_judged_once(prm):
     assert len(step_columns(prm.tokenizer, "q", ["a <|step|> b"], "<|step|>").columns) == 1
     assert len(prm.score(["q"], [["a <|step|> b"]])[0].scores) == 1
@@ -86,18 +93,22 @@ def test_aggregates():
         aggregate((0.5,), "median")
 
 
-def test_8_prm_gradient_is_invariant_to_micro_batch_and_padding(prm):
+@pytest.mark.parametrize("language_weight", [0.0, 0.7])
+def test_8_prm_gradient_is_invariant_to_micro_batch_and_padding(prm, language_weight):
     rows = [
         SteppedSolution(problem_id="p", question=q, steps=tuple(s), labels=(1.0,) * len(s), labeller="x")
         for q, s in zip(QUESTIONS, STEPS, strict=True)
     ]
     data, _ = step_rows(rows, prm.tokenizer, separator="<|step|>", max_length=200, mask_after_first_error=False)
     model = prm.model.double()
+    torch.manual_seed(0)
+    head = torch.randn(len(prm.tokenizer), model.config.hidden_size) if language_weight else None
     gradients = []
     for size in (3, 1):
         model.zero_grad()
         for start in range(0, 3, size):
-            (steps_loss(model, collate_steps(data[start : start + size], 0), balance=(1.0, 1.0)) / 8).backward()
+            part = collate_steps(data[start : start + size], 0)
+            (steps_loss(model, part, balance=(1.0, 1.0), head=head, language_weight=language_weight) / 8).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert (gradients[0] - gradients[1]).abs().max() < 1e-10 and gradients[0].abs().max() > 1e-4
 
