@@ -249,6 +249,9 @@ class PpoStage(RewardSettings):
     )
     policy_lr: float = Field(default=5e-5, gt=0)
     critic_lr: float = Field(default=5e-4, gt=0)
+    critic_init: Literal["policy", "prm"] = Field(
+        default="policy", description="whose trunk the critic starts from; its head starts at zero. prm: needs the policy's tokenizer"
+    )
     critic_warmup: int = Field(default=3, ge=0, description="first iterations that train the critic alone")
     lr_warmup: int = Field(default=5, ge=0, description="optimiser steps of linear warm-up")
     max_grad_norm: float = Field(default=1.0, gt=0)

@@ -60,6 +60,8 @@ JUDGE_INSTRUCTION = (
     'and free of ambiguity? integrity: is everything given that is needed? Answer as JSON: {{"definition": n, "precision": n, "integrity": n}}\n\n'
     "Problem: {question}\n\nJSON:"
 )
+# How an answer to it begins, up to each number. The earlier numbers are set, so that the later ones do not hang on a drawn one.
+JUDGE_OPENINGS = ('{"definition": ', '{"definition": 5, "precision": ', '{"definition": 5, "precision": 5, "integrity": ')
 JUDGE_STEPS = (
     "Here is a problem and a solution with numbered steps. Find the first wrong step. Answer with its number alone, or 0 if all are right.\n\n"
     "Problem: {question}\n\n{steps}\n\nFirst wrong step:"

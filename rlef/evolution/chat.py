@@ -79,6 +79,14 @@ class ChatTeacher:
         return list({one.question: one for one in [problem, *made] if one is not None}.values())
 
     def judge_instructions(self, problems: Sequence[Problem], *, seed: int) -> list[Quality | None]:
+        """Ratings of each aspect. Where the model can be asked for its probabilities, the mean rating under them (G-Eval, arXiv
+        2303.16634, section 3): a small judge that always writes the same number still ranks."""
+        asked: list[list[prompts.Message]] = [
+            [{"role": "user", "content": prompts.JUDGE_INSTRUCTION.format(question=problem.question)}] for problem in problems
+        ]
+        means = [self.chat.expected_digit(asked, opening) for opening in prompts.JUDGE_OPENINGS]
+        if all(row is not None for row in means):
+            return [Quality(*(value / 9 for value in values)) for values in zip(*means, strict=True)]  # type: ignore[arg-type]
         answers = self._ask(
             [prompts.JUDGE_INSTRUCTION.format(question=problem.question) for problem in problems], seed=seed, temperature=0.0, max_tokens=60
         )

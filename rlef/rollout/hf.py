@@ -89,6 +89,27 @@ class HFGenerator:
             self.model.train(was_training)
         return [completion for completion in completions if completion is not None]
 
+    @torch.no_grad()
+    def next_probabilities(self, prompts: Sequence[Sequence[int]], tokens: Sequence[int]) -> list[list[float]]:
+        """The probability of each of `tokens` after each prompt, in fp32."""
+        device = next(self.model.parameters()).device
+        rows: list[list[float]] = [[]] * len(prompts)
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        for start in range(0, len(order), self.batch_size):
+            part = order[start : start + self.batch_size]
+            width = max(len(prompts[index]) for index in part)
+            ids = torch.full((len(part), width), self.pad_id)
+            mask = torch.zeros(len(part), width, dtype=torch.long)
+            for row, index in enumerate(part):
+                ids[row, width - len(prompts[index]) :] = torch.tensor(list(prompts[index]))
+                mask[row, width - len(prompts[index]) :] = 1
+            inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+            logits = self.model(**{name: value.to(device) for name, value in inputs.items()}, use_cache=False, logits_to_keep=1).logits
+            found = logits[:, -1].float().softmax(-1)[:, list(tokens)].tolist()
+            for index, values in zip(part, found, strict=True):
+                rows[index] = values
+        return rows
+
     def _decode(self, requests: list[SampleRequest], params: SamplingParams, progress: Callable[[int], None] | None) -> list[Completion]:
         device = next(self.model.parameters()).device
         count, width = len(requests), max(len(request.prompt_ids) for request in requests)

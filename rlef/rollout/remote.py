@@ -7,11 +7,14 @@ import random
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rlef.errors import UserError
 from rlef.prompts import Message
-from rlef.rollout.base import Generator, SampleRequest, SamplingParams
+from rlef.rollout.base import SampleRequest, SamplingParams
+
+if TYPE_CHECKING:
+    from rlef.rollout.hf import HFGenerator
 
 LONGEST_WAIT_S = 30.0
 
@@ -23,11 +26,15 @@ class ChatModel(Protocol):
 
     def complete(self, conversations: Sequence[list[Message]], *, temperature: float, max_tokens: int, seed: int) -> list[str | None]: ...
 
+    def expected_digit(self, conversations: Sequence[list[Message]], opening: str) -> list[float] | None:
+        """The mean digit, 0..9, with which the model would go on after the `opening` of its answer; None where it cannot be asked."""
+        ...
+
 
 class HFChat:
     """A model in this process. The noise of an answer belongs to (seed, its place)."""
 
-    def __init__(self, name: str, generator: Generator, tokenizer: Any, stops: Sequence[int]) -> None:
+    def __init__(self, name: str, generator: HFGenerator, tokenizer: Any, stops: Sequence[int]) -> None:
         self.name, self.generator, self.tokenizer, self.stops = name, generator, tokenizer, tuple(stops)
 
     def complete(self, conversations: Sequence[list[Message]], *, temperature: float, max_tokens: int, seed: int) -> list[str | None]:
@@ -37,6 +44,16 @@ class HFChat:
             requests.append(SampleRequest(tuple(self.tokenizer.encode(text, add_special_tokens=False)), (seed, place)))
         done = self.generator.generate(requests, SamplingParams(max_tokens, temperature, self.stops))
         return [str(self.tokenizer.decode(list(one.tokens), skip_special_tokens=True)).strip() for one in done]
+
+    def expected_digit(self, conversations: Sequence[list[Message]], opening: str) -> list[float] | None:
+        digits = [self.tokenizer.encode(str(digit), add_special_tokens=False)[-1] for digit in range(10)]
+        prompts = []
+        for messages in conversations:
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) + opening
+            prompts.append(self.tokenizer.encode(text, add_special_tokens=False))
+        return [
+            sum(digit * share for digit, share in enumerate(row)) / sum(row) for row in self.generator.next_probabilities(prompts, digits)
+        ]
 
 
 class OpenAIChat:
@@ -59,6 +76,9 @@ class OpenAIChat:
             except UserError:
                 pool.shutdown(cancel_futures=True)
                 raise
+
+    def expected_digit(self, conversations: Sequence[list[Message]], opening: str) -> list[float] | None:
+        return None  # chat endpoints do not continue an answer that was begun for them
 
     def _one(self, messages: Any, temperature: float, max_tokens: int, seed: int) -> str | None:
         """One answer, retried with exponential backoff and jitter; Retry-After is obeyed. None for a request that the server rejects."""

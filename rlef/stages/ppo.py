@@ -18,7 +18,8 @@ from rlef.answers import same_answer
 from rlef.config import PpoStage
 from rlef.engines import dist, make_engine
 from rlef.engines.base import Engine
-from rlef.models import load_policy, load_tokenizer, model_folder, pick_device, stop_ids
+from rlef.errors import UserError
+from rlef.models import Tokenizer, load_policy, load_tokenizer, model_folder, pick_device, stop_ids
 from rlef.records import Rollout, write_jsonl
 from rlef.rl.advantages import gae, k1, k3, masked, whiten
 from rlef.rl.batch import RolloutBatch, by_length, columns
@@ -89,7 +90,8 @@ def run(ctx: StageContext) -> dict:
     tokenizer = load_tokenizer(start, trust_remote_code=trust)
     policy_model = load_policy(start, dtype=dtype, trust_remote_code=trust)
     reference = TokenPolicy(load_policy(start, dtype=dtype, trust_remote_code=trust)).to(device).requires_grad_(False)
-    critic_model = TokenCritic.from_folder(start, dtype=dtype, trust_remote_code=trust)
+    critic_start = _critic_folder(ctx, tokenizer) if settings.critic_init == "prm" else start
+    critic_model = TokenCritic.from_folder(critic_start, dtype=dtype, trust_remote_code=trust)
     stops, pad = stop_ids(tokenizer, policy_model), int(tokenizer.pad_token_id)
     common = {
         "max_grad_norm": settings.max_grad_norm,
@@ -182,6 +184,17 @@ def run(ctx: StageContext) -> dict:
         "iterations": settings.iterations,
         "samples": settings.iterations * settings.prompts_per_iteration * settings.samples_per_prompt,
     }
+
+
+def _critic_folder(ctx: StageContext, tokenizer: Tokenizer) -> Path:
+    """The process reward model's. Raises UserError where it would read the policy's tokens as others."""
+    folder = model_folder(ctx.inputs["prm"])
+    theirs = load_tokenizer(folder).get_vocab()
+    if any(theirs.get(token) != place for token, place in tokenizer.get_vocab().items()):
+        raise UserError(
+            f"stages.{ctx.name}.critic_init: prm: {folder} has another tokenizer than the policy", fix="use critic_init: policy"
+        )
+    return folder
 
 
 def update(

@@ -155,6 +155,9 @@ class Scripted:
         self.seen += [messages[-1]["content"] for messages in conversations]
         return [self.answers.pop(0) for _ in conversations]
 
+    def expected_digit(self, conversations, opening):
+        return None
+
 
 def teacher(*answers):
     return ChatTeacher(Scripted(*answers), ModelSection(random=RandomInit()), temperature=0.7, max_tokens=64)

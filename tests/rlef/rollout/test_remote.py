@@ -8,9 +8,11 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 
 from rlef.errors import UserError
 from rlef.rollout import remote
+from rlef.rollout.hf import HFGenerator
 from rlef.rollout.remote import HFChat, OpenAIChat
 
 
@@ -136,8 +138,6 @@ def test_an_endpoint_that_is_down_is_named():
 
 
 def test_the_model_in_this_process_is_deterministic(tiny):
-    from rlef.rollout.hf import HFGenerator
-
     model, tokenizer = tiny
     chat = HFChat("tiny", HFGenerator(model, tokenizer.pad_token_id), tokenizer, (tokenizer.eos_token_id,))
     messages = [[{"role": "user", "content": text}] for text in ("Ann has 3.", "Ben has 4 more.")]
@@ -147,3 +147,17 @@ def test_the_model_in_this_process_is_deterministic(tiny):
         == chat.complete(messages, temperature=1.0, max_tokens=8, seed=1)
         != chat.complete(messages, temperature=1.0, max_tokens=8, seed=2)
     )
+
+
+def test_the_expected_digit_is_the_mean_under_the_models_own_probabilities(tiny):
+    model, tokenizer = tiny
+    chat = HFChat("tiny", HFGenerator(model, tokenizer.pad_token_id, batch_size=2), tokenizer, (tokenizer.eos_token_id,))
+    asked = [[{"role": "user", "content": text}] for text in ("a", "Ann has 3 pens. Judge it.", "b c")]
+    got = chat.expected_digit(asked, '{"n": ')
+    for messages, value in zip(asked, got, strict=True):
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) + '{"n": '
+        with torch.no_grad():
+            logits = model(torch.tensor([tokenizer.encode(text, add_special_tokens=False)])).logits[0, -1]
+        digits = torch.stack([logits[tokenizer.encode(str(digit), add_special_tokens=False)[-1]] for digit in range(10)]).softmax(0)
+        assert value == pytest.approx((digits * torch.arange(10)).sum().item(), abs=1e-4)
+    assert len(set(got)) == 3
