@@ -254,6 +254,7 @@ class PpoStage(RewardSettings):
     )
     critic_warmup: int = Field(default=3, ge=0, description="first iterations that train the critic alone")
     lr_warmup: int = Field(default=5, ge=0, description="optimiser steps of linear warm-up")
+    lr_decay: bool = Field(default=False, description="the policy's learning rate falls linearly to 0 at the last optimiser step")
     max_grad_norm: float = Field(default=1.0, gt=0)
     whiten_advantages: bool = True
     average: float | None = Field(

@@ -20,6 +20,13 @@ class StepResult:
     lr: float
 
 
+def learning_rate(peak: float, step: int, warmup: int, total: int | None) -> float:
+    """Of the `step`-th optimiser step, from 0: a linear rise over `warmup` steps; with `total`, a linear fall to 0 at that step."""
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    fall = 1.0 if total is None else max(0.0, min(1.0, (total - step) / max(1, total - warmup)))
+    return peak * min(rise, fall)
+
+
 class Engine(Protocol):
     """A model with its optimiser. Gradients are SUMMED over ranks (not averaged): divide the loss by a global count yourself."""
 

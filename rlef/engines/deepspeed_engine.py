@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlef.engines import dist
-from rlef.engines.base import StepResult
+from rlef.engines.base import StepResult, learning_rate
 from rlef.errors import UserError
 
 
@@ -34,6 +34,7 @@ class DeepSpeedEngine:
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         warmup_steps: int = 0,
+        total_steps: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         import deepspeed  # takes seconds, and is not needed by one process
@@ -42,7 +43,7 @@ class DeepSpeedEngine:
         dist.init_single(self.device)
         settings = _settings(json_path, max_grad_norm, half=next(module.parameters()).dtype == torch.bfloat16)
         self.stage = int(settings.get("zero_optimization", {}).get("stage", 0))
-        self.lr, self.warmup_steps, self.steps = lr, warmup_steps, 0
+        self.lr, self.warmup_steps, self.total_steps, self.steps = lr, warmup_steps, total_steps, 0
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=lr, betas=betas, weight_decay=weight_decay)
         self.engine: Any = deepspeed.initialize(model=module.to(self.device), optimizer=optimizer, config=settings)[0]
@@ -58,7 +59,7 @@ class DeepSpeedEngine:
 
     def step(self) -> StepResult:
         """The norm is the one before clipping; of a skipped step it is not finite."""
-        lr = self.lr * min(1.0, (self.steps + 1) / self.warmup_steps) if self.warmup_steps else self.lr
+        lr = learning_rate(self.lr, self.steps, self.warmup_steps, self.total_steps)
         plain_norm = None if hasattr(self.engine.optimizer, "overflow") else self._plain_norm()
         if plain_norm is not None and not torch.isfinite(plain_norm):
             self.discard()  # without ZeRO and in fp32 DeepSpeed would step on NaN

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rlef.engines import dist
-from rlef.engines.base import StepResult
+from rlef.engines.base import StepResult, learning_rate
 
 
 class TorchEngine:
@@ -25,11 +25,12 @@ class TorchEngine:
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         warmup_steps: int = 0,
+        total_steps: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
         self.module = module.to(self.device)
-        self.max_grad_norm, self.lr, self.warmup_steps = max_grad_norm, lr, warmup_steps
+        self.max_grad_norm, self.lr, self.warmup_steps, self.total_steps = max_grad_norm, lr, warmup_steps, total_steps
         self._weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._masters = [
             weight.detach().float().requires_grad_() if weight.dtype in (torch.bfloat16, torch.float16) else weight
@@ -60,7 +61,7 @@ class TorchEngine:
                 master.grad = piece.view_as(master)
         norm = nn.utils.clip_grad_norm_(self._masters, self.max_grad_norm)
         skipped = not bool(torch.isfinite(norm))
-        lr = self.lr * min(1.0, (self.steps + 1) / self.warmup_steps) if self.warmup_steps else self.lr
+        lr = learning_rate(self.lr, self.steps, self.warmup_steps, self.total_steps)
         if not skipped:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr

@@ -99,7 +99,10 @@ def run(ctx: StageContext) -> dict:
         "device": device,
         "deepspeed_json": ctx.config.launch.deepspeed,
     }
-    policy = make_engine(TokenPolicy(policy_model), lr=settings.policy_lr, **common)
+    steps = (settings.iterations - settings.critic_warmup) * settings.epochs * settings.minibatches
+    policy = make_engine(
+        TokenPolicy(policy_model), lr=settings.policy_lr, total_steps=max(1, steps) if settings.lr_decay else None, **common
+    )
     critic = make_engine(critic_model, lr=settings.critic_lr, **common)
     generator = HFGenerator(policy_model, pad, settings.rollout_batch_size)
     reward = load_reward(settings, ctx.inputs, tokenizer, ctx.config.model, stops, ctx.config.launch.device)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from rlef.engines.base import learning_rate
 from rlef.engines.torch_engine import TorchEngine
 
 
@@ -94,3 +95,9 @@ def test_25_save_and_load_go_on_bitwise(tmp_path):
 def test_warm_up_is_linear_and_then_constant():
     engine = TorchEngine(net(), lr=1.0, warmup_steps=4, max_grad_norm=1e-9)
     assert [one_step(engine).lr for _ in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_the_learning_rate_rises_and_falls():
+    rates = [learning_rate(2.0, step, 2, 6) for step in range(7)]
+    assert rates == pytest.approx([1.0, 2.0, 2.0, 1.5, 1.0, 0.5, 0.0])
+    assert [learning_rate(2.0, step, 0, None) for step in (0, 99)] == [2.0, 2.0] and learning_rate(2.0, 0, 0, 1) == 2.0
