@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,11 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--labels", required=True, help="JSONL of ranked lists (irm) or judged solutions (prm)")
     train.add_argument("--init", required=True, help="folder or hub id of the policy or base model")
     train.add_argument("--out", required=True)
-    train.add_argument("--learning-rate", type=float, default=1e-4)
-    train.add_argument("--epochs", type=float, default=1.0)
-    train.add_argument("--batch-size", type=int, default=32, help="lists or solutions an optimiser step")
-    train.add_argument("--micro-batch-size", type=int, default=32)
-    train.add_argument("--max-length", type=int, default=512, help="tokens")
+    train.add_argument("--learning-rate", type=_above_zero(float), default=1e-4)
+    train.add_argument("--epochs", type=_above_zero(float), default=1.0)
+    train.add_argument("--batch-size", type=_above_zero(int), default=32, help="lists or solutions an optimiser step")
+    train.add_argument("--micro-batch-size", type=_above_zero(int), default=32)
+    train.add_argument("--max-length", type=_above_zero(int), default=512, help="tokens, at least 8")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--deepspeed", help="DeepSpeed JSON")
     score = commands.add_parser("score", help='add "score" (irm: r_I; prm: step scores and r_A) to JSONL rows')
@@ -40,6 +42,17 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
+def _above_zero(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    read.__name__ = kind.__name__  # argparse's message for what is no number at all
+    return read
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
@@ -47,11 +60,28 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(result))
+    print(json.dumps(_finite(result)))
     return 0
 
 
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _train(options: argparse.Namespace) -> dict[str, Any]:
+    if options.max_length < 8:
+        raise UserError(f"--max-length {options.max_length}: too short", fix="give at least 8 tokens")
+    if options.batch_size % min(options.micro_batch_size, options.batch_size):
+        raise UserError(
+            f"--batch-size {options.batch_size} is no multiple of --micro-batch-size {options.micro_batch_size}", fix="change one of them"
+        )
+    if options.deepspeed is not None and not Path(options.deepspeed).is_file():
+        raise UserError(f"--deepspeed {options.deepspeed}: no such file", fix="give a DeepSpeed JSON, e.g. configs/deepspeed/zero2.json")
+    if Path(options.out).exists() and not Path(options.out).is_dir():
+        raise UserError(f"--out {options.out}: a file", fix="give a folder")
     from reward_models.config import InstructionModelConfig, ProcessModelConfig
     from reward_models.train import TrainOptions, train_instruction, train_process
 
@@ -65,18 +95,20 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _score(options: argparse.Namespace) -> dict[str, Any]:
+    if Path(options.output).is_dir() or not Path(options.output).absolute().parent.is_dir():
+        raise UserError(f"--output {options.output}: no file can be written there", fix="give a file in a folder that exists")
+    if not options.delimiter:
+        raise UserError("--delimiter: empty", fix="give the text that ends a step")
+    rows = _rows(options.input, ("text",) if options.kind == "irm" else ("question",))
     from reward_models.instruction import InstructionRewardModel
     from reward_models.process import ProcessRewardModel, aggregate
     from reward_models.steps import split_steps
 
-    rows = _rows(options.input, ("text",) if options.kind == "irm" else ("question",))
     if options.kind == "irm":
         for row, value in zip(rows, InstructionRewardModel.load(options.model).score([row["text"] for row in rows]), strict=True):
             row["score"] = value
     else:
-        steps = [
-            row["steps"] if "steps" in row else [step.text for step in split_steps(row.get("text", ""), options.delimiter)] for row in rows
-        ]
+        steps = [row["steps"] if "steps" in row else [step.text for step in split_steps(row["text"], options.delimiter)] for row in rows]
         for row, result in zip(rows, ProcessRewardModel.load(options.model).score([row["question"] for row in rows], steps), strict=True):
             row |= {"step_scores": list(result.scores), "score": aggregate(result.scores), "truncated": result.truncated}
     partial = Path(options.output + ".partial")
@@ -91,18 +123,26 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     from reward_models.process import ProcessRewardModel
     from reward_models.records import RankedList, SteppedSolution, is_held_out, read_records
 
+    rows: list[Any] = read_records(options.labels, RankedList if options.kind == "irm" else SteppedSolution)
+    held_out = [row for row in rows if is_held_out(row)]
+    if not held_out:
+        raise UserError(f"{options.labels}: none of {len(rows)} rows is held out", fix='set "split": "held_out" on the rows to measure on')
     if options.kind == "irm":
-        lists = [row for row in read_records(options.labels, RankedList) if is_held_out(row)]
-        return evaluate_instruction(InstructionRewardModel.load(options.model), lists)
-    solutions = [row for row in read_records(options.labels, SteppedSolution) if is_held_out(row)]
-    return evaluate_process(ProcessRewardModel.load(options.model), solutions, threshold=options.threshold)
+        return evaluate_instruction(InstructionRewardModel.load(options.model), held_out)
+    return evaluate_process(ProcessRewardModel.load(options.model), held_out, threshold=options.threshold)
+
+
+def _is_answer(row: dict[str, Any]) -> bool:
+    if "steps" not in row:
+        return isinstance(row.get("text"), str)
+    return isinstance(row["steps"], list) and all(isinstance(step, str) for step in row["steps"])
 
 
 def _rows(path: str, needed: tuple[str, ...]) -> list[dict[str, Any]]:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file", fix="check --input")
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1):  # as read_records does
         if line.strip():
             try:
                 row = json.loads(line)
@@ -110,6 +150,8 @@ def _rows(path: str, needed: tuple[str, ...]) -> list[dict[str, Any]]:
                 raise UserError(f"{path}, line {number}: {error}", fix="mend or remove that line") from None
             if not isinstance(row, dict) or any(not isinstance(row.get(key), str) for key in needed):
                 raise UserError(f"{path}, line {number}: needs {', '.join(needed)} as text", fix="mend or remove that line")
+            if "question" in needed and not _is_answer(row):
+                raise UserError(f"{path}, line {number}: needs steps as a list of texts, or text", fix="mend or remove that line")
             rows.append(row)
     if not rows:
         raise UserError(f"{path}: no row", fix="give at least one row")

@@ -48,9 +48,11 @@ def build(kind: str, init: str | Path, *, separator: str | None = None) -> tuple
     old = embeddings.weight.shape[0]
     if len(tokenizer) > old:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        embeddings = model.get_input_embeddings()
         with torch.no_grad():
-            weight: Any = model.get_input_embeddings().weight
-            weight[old:] = weight[:old].mean(0)
+            embeddings.weight[old:] = embeddings.weight[:old].mean(0)
+    # nn.Embedding zeroes the gradient of its padding row: where the policy pads with EOS, the row of EOS would never learn.
+    embeddings.padding_idx = None
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
     with torch.no_grad():

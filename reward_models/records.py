@@ -66,7 +66,8 @@ def read_records(path: str | Path, record: type[R]) -> list[R]:
     if not path.is_file():
         raise UserError(f"{path}: no such file", fix="give the label file's path")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Not splitlines: U+2028 and others may stand inside a JSON text.
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if line.strip():
             try:
                 rows.append(record.model_validate_json(line))

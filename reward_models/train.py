@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 
 from reward_models import metrics
 from reward_models.config import InstructionModelConfig, ProcessModelConfig
-from reward_models.data import collate_lists, collate_steps, instruction_rows, step_rows
+from reward_models.data import SortedSteps, collate_lists, collate_steps, instruction_rows, step_rows
 from reward_models.errors import UserError
 from reward_models.evaluate import evaluate_instruction, evaluate_process
 from reward_models.instruction import Calibration, InstructionRewardModel, fit_slope, save_calibration, score_texts
@@ -50,6 +50,11 @@ class _GlobalCountTrainer(Trainer):
         # A loss function must be set for the Trainer to count; compute_loss below replaces it.
         super().__init__(*args, compute_loss_func=lambda *_args, **_kwargs: None, **kwargs)
         self.loss_sum = loss_sum
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SortedSteps:
+        rows: Any = train_dataset if train_dataset is not None else self.train_dataset
+        step_rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return SortedSteps([row["length"] for row in rows], step_rows, self.args.seed)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -17,10 +17,17 @@ from fractions import Fraction
 
 LONGEST = 200  # characters of an answer; longer ones are no answers
 TIME_LIMIT_S = 5.0
+START_LIMIT_S = 120.0  # the worker imports sympy: seconds on a slow disk
 MEMORY_LIMIT = 2 * 1024**3
 
 _SAID = re.compile(r"(?:the )?(?:final )?answer is:?\s*([^\n]{1,200})", re.IGNORECASE)
-_UNITS = re.compile(r"^([-+]?[\d.,/ ]*\d)\s*(?:[a-zA-Z]{2,20}(?: [a-zA-Z]{2,20}){0,2})\.?$")
+# "dollars per hour", "km/h", "°". A lone letter may be an unknown, and pi is a number: neither is a unit.
+_UNITS = re.compile(r"^([-+]?[\d.,/ ]*\d)\s*(?:°|((?!pi\b)[a-zA-Z]{2,20}(?: [a-zA-Z]{2,20}){0,2})?(?:/[a-zA-Z]{1,20})?)\.?$")
+_MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_MINUS = re.compile(r"^[-−–]\s*[$€£]?\s*")
+_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\,|\\!|[\u00a0\u202f ])(?=\d{3}(?!\d|/))")  # as LaTeX and SI set them apart
+_FRACTION = re.compile(r"\\[dt]?frac\{(-?\d{1,60})\}\{(\d{1,60})\}")
+_ASKS_PERCENT = re.compile(r"\b(?:what|which|how many|find the|as an?|in)\s+(?:\w+\s+){0,2}percent", re.IGNORECASE)
 _POWER = re.compile(r"^([-+]?\d{1,60}(?:\.\d{1,60})?)[eE]([-+]?\d{1,2})$")  # two digits: 1e999999999 is no answer
 _NUMBER = re.compile(r"^([-+]?)(?:(\d{1,60}) )?(\d{1,60}(?:,\d{3})*|)(\.\d{0,60})?(?:/(\d{1,60}))?(%?)$")
 
@@ -36,7 +43,10 @@ def extract_answer(text: str, marker: str = "####") -> str | None:
         found = said[-1]
     else:
         return None
-    found = found.strip().rstrip(".").strip()
+    found = (_last_boxed(found) or found).strip().strip("*").rstrip(".").strip()
+    # Chat models go on talking: "18. I hope that helps".
+    first = found.split(". ", 1)[0].strip("*")
+    found = first if as_number(first) is not None else found
     return found if found and len(found) <= LONGEST else None
 
 
@@ -56,19 +66,21 @@ def _last_boxed(text: str) -> str | None:
 
 @functools.lru_cache(maxsize=65536)
 def as_number(answer: str) -> Fraction | None:
-    """The exact value of "1,000", "$18", "3/4", "2 1/2", "-0.75", "50%" (one half), "1e3", "18 dollars"; None for anything else.
+    """The exact value of "1,000", "$18", "3/4", "2 1/2", "-0.75", "50%" (one half), "1e3", "18 dollars", "1.5 million"; else None.
 
     A percentage equals its fraction: "50%" is 1/2. "50 percent" said without a sign is the number 50, as people answer "what percent".
     """
     if len(answer) > LONGEST:
         return None
-    text = answer.strip().strip("$€£ ").replace("\\$", "").replace("\\%", "%").replace("−", "-")
-    text = re.sub(r"^-\s*\$", "-", text)
-    text = re.sub(r"\\d?frac\{(\d{1,60})\}\{(\d{1,60})\}", r"\1/\2", text)
+    text = answer.strip().strip("$€£ ").replace("\\$", "").replace("\\%", "%").replace(" %", "%")
+    text = _MINUS.sub("-", _FRACTION.sub(r" \1/\2", text).strip())
     if power := _POWER.match(text):
         return Fraction(power[1]) * Fraction(10) ** int(power[2])
+    text, magnitude = _THOUSANDS.sub("", text), 1
     if unit := _UNITS.match(text):
         text = unit[1].strip()
+        for word in (unit[2] or "").lower().split():
+            magnitude *= _MAGNITUDES.get(word, 1)
     match = _NUMBER.match(text)
     if not match or not (match[3] or (match[4] or "").strip(".")):
         return None
@@ -81,23 +93,28 @@ def as_number(answer: str) -> Fraction | None:
             return None
         value /= int(denominator)
     value += int(whole or 0)
-    value = value / 100 if percent else value
+    value = value * magnitude / (100 if percent else 1)
     return -value if sign == "-" else value
 
 
-def canonical(answer: str) -> str:
-    """Equal numbers have equal canonical texts; other answers lose spaces at the ends and runs of spaces inside."""
+def canonical(answer: str, question: str = "") -> str:
+    """Equal numbers have equal canonical texts; other answers lose spaces at the ends and runs of spaces inside.
+
+    Where the question asks for a percentage, "25%" and "25" are one answer.
+    """
     number = as_number(answer)
+    if number is not None and "%" in answer and _ASKS_PERCENT.search(question):
+        number *= 100
     return str(number) if number is not None else " ".join(answer.split())[:LONGEST]
 
 
-def same_answer(first: str, second: str) -> bool:
-    """Whether two answers agree: exactly for numbers, by math-verify for the rest."""
+def same_answer(first: str, second: str, question: str = "") -> bool:
+    """Whether two answers agree: exactly for numbers, by math-verify for the rest. `question`: see canonical."""
     if max(len(first), len(second)) > LONGEST:  # before canonical, which would cut two long answers to one
         return False
     a, b = as_number(first), as_number(second)
     if a is not None and b is not None:
-        return a == b
+        return a == b or canonical(first, question) == canonical(second, question)
     if canonical(first) == canonical(second):
         return True
     if (a is None) != (b is None) and not any(character in first + second for character in "\\^*+(="):
@@ -114,38 +131,40 @@ class _Worker:
 
     def verify(self, first: str, second: str) -> bool:
         with self._lock:
-            process = self._process
-            if process is None or process.poll() is not None:
-                process = self._process = subprocess.Popen(
+            if self._process is None or self._process.poll() is not None:
+                self._process = subprocess.Popen(
                     [sys.executable, "-m", "rlef.answers"],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
                     text=True,
                 )
-                atexit.register(process.kill)
-                # Importing sympy takes seconds on a slow disk: that is not the answer's fault.
-                limit = TIME_LIMIT_S + 30
-            else:
-                limit = TIME_LIMIT_S
-            assert process.stdin is not None and process.stdout is not None
-            timer = threading.Timer(limit, process.kill)
-            timer.start()
-            try:
-                process.stdin.write(json.dumps([first, second]) + "\n")
-                process.stdin.flush()
-                reply = process.stdout.readline().strip()
-            except (BrokenPipeError, OSError):
-                reply = ""
-            finally:
-                timer.cancel()
-            if not reply:
-                # A killed process takes a moment to die: until it has, poll() calls it alive and the next answer would be lost with it.
-                process.kill()
-                process.wait()
-                atexit.unregister(process.kill)
-                self._process = None
-            return reply == "true"
+                atexit.register(self._process.kill)
+                # Its imports are over when it has answered this: the next answer's time is its own.
+                if self._ask(self._process, "1", "1", START_LIMIT_S) != "true":
+                    raise RuntimeError("the math-verify process does not start; check `python -c 'import math_verify'`")
+            return self._ask(self._process, first, second, TIME_LIMIT_S) == "true"
+
+    def _ask(self, process: subprocess.Popen[str], first: str, second: str, limit: float) -> str:
+        """Its reply; "" where it died or had to be killed."""
+        assert process.stdin is not None and process.stdout is not None
+        timer = threading.Timer(limit, process.kill)
+        timer.start()
+        try:
+            process.stdin.write(json.dumps([first, second]) + "\n")
+            process.stdin.flush()
+            reply = process.stdout.readline().strip()
+        except (BrokenPipeError, OSError):
+            reply = ""
+        finally:
+            timer.cancel()
+        if not reply:
+            # A killed process takes a moment to die: until it has, poll() calls it alive and the next answer would be lost with it.
+            process.kill()
+            process.wait()
+            atexit.unregister(process.kill)
+            self._process = None
+        return reply
 
 
 _worker = _Worker()

@@ -87,6 +87,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "doctor":
         return doctor()
+    if options.command == "report" and not Path(options.config).exists():
+        raise UserError(f"{options.config}: no such run directory", fix="give a run directory, e.g. runs/quickstart")
     if options.command == "report" and Path(options.config).is_dir():
         from rlef.stages.report import write_report
 
@@ -114,6 +116,7 @@ def check(config: Any) -> int:
 
     run = RunDir(str(config.run.dir))
     inputs = pipeline.resolve_all(config)
+    pipeline.check_data(config)
     reasons = pipeline.plan(config, run, inputs)
     memory = shapes.describe(config)
     print(f"config ok: {len(config.stages)} stages, run directory {run.root}")

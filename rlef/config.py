@@ -19,13 +19,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from reward_models.config import InstructionModelConfig, ProcessModelConfig
-from rlef.errors import UserError
+from rlef.errors import UserError, raise_all
 
 
 class Section(BaseModel):
     """Frozen; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 # ---------------------------------------------------------------------------------------------- sections
@@ -40,11 +40,11 @@ class RandomInit(Section):
     """A small Llama from random initialisation, with a byte-level BPE tokenizer trained on the run's own text (digits split)."""
 
     vocab_size: int = Field(default=1024, ge=300, description="upper limit of the tokenizer's vocabulary")
-    hidden_size: int = Field(default=128, description="must be heads x a head size vLLM on CPU knows: 32, 64, 80, 96, 112, 128")
-    layers: int = 4
-    heads: int = 4
-    intermediate_size: int = 384
-    max_positions: int = 512
+    hidden_size: int = Field(default=128, ge=1, description="must be heads x a head size vLLM on CPU knows: 32, 64, 80, 96, 112, 128")
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+    intermediate_size: int = Field(default=384, ge=1)
+    max_positions: int = Field(default=512, ge=8)
 
 
 class ModelSection(Section):
@@ -58,8 +58,8 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     prompt_template: str = Field(default="{question}", description="the user turn; {question} is replaced")
     system_prompt: str | None = None
-    step_delimiter: str = Field(default="\n", description="what ends a step in an answer")
-    answer_marker: str = Field(default="####", description="what stands before the final answer")
+    step_delimiter: str = Field(default="\n", min_length=1, description="what ends a step in an answer")
+    answer_marker: str = Field(default="####", min_length=1, description="what stands before the final answer")
     trust_remote_code: bool = False
 
 
@@ -135,8 +135,8 @@ class EvolveStage(Stage):
     weights: dict[str, float] = Field(
         default={"up": 0.5, "down": 0.25, "breadth": 0.25}, description="relative frequency of the lines up, down, breadth"
     )
-    per_round: int | None = Field(default=None, description="parents drawn each round; default: all kept so far")
-    max_depth: int = Field(default=5, description="symbolic: evolution stops at this many steps")
+    per_round: int | None = Field(default=None, ge=1, description="parents drawn each round; default: all kept so far")
+    max_depth: int = Field(default=5, ge=1, description="symbolic: evolution stops at this many steps")
     near_duplicate_threshold: float = Field(
         default=0.9, gt=0, le=1, description="Jaccard similarity of word 3-grams above which a row is a near duplicate"
     )
@@ -159,7 +159,7 @@ class TrainSettings(Stage):
     batch_size: int = Field(default=32, ge=1, description="rows per optimiser step, over all processes")
     micro_batch_size: int = Field(default=32, ge=1, description="rows per forward on one process; not part of the fingerprint")
     warmup_ratio: float = Field(default=0.05, ge=0, le=1)
-    weight_decay: float = 0.0
+    weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
 
 
@@ -169,7 +169,7 @@ class SftStage(TrainSettings):
     data: Literal["seeds", "evolved", "both"] = "both"
     max_steps: int = Field(default=1000, ge=1, description="optimiser steps at most")
     eval_every: int = Field(default=100, ge=1, description="steps between looks at the held-back tenth of the data")
-    patience: int | None = Field(default=5, description="looks without improvement before it stops; None: never stop early")
+    patience: int | None = Field(default=5, ge=1, description="looks without improvement before it stops; None: never stop early")
     max_length: int = Field(default=512, ge=8, description="tokens of prompt and answer")
 
 
@@ -242,10 +242,10 @@ class PpoStage(RewardSettings):
         description="train on one sequence a prompt with all its answers: less work where prompts are long; sdpa or eager attention",
     )
     clip_range: float = Field(default=0.2, gt=0)
-    dual_clip: float | None = Field(default=3.0, description="cap on the ratio for negative advantages; None: off")
-    value_clip: float | None = None
+    dual_clip: float | None = Field(default=3.0, gt=1, description="cap on the ratio for negative advantages; None: off")
+    value_clip: float | None = Field(default=None, gt=0)
     target_kl: float | None = Field(
-        default=0.05, description="an optimiser step whose approx_kl would exceed 1.5 times this ends the iteration; None: off"
+        default=0.05, gt=0, description="an optimiser step whose approx_kl would exceed 1.5 times this ends the iteration; None: off"
     )
     policy_lr: float = Field(default=5e-5, gt=0)
     critic_lr: float = Field(default=5e-4, gt=0)
@@ -351,6 +351,8 @@ class Config(Section):
         model = self.model
         if (model.path is None) == (model.random is None):
             wrong.append("model: give exactly one of `path` and `random`")
+        if "{question}" not in model.prompt_template:
+            wrong.append("model.prompt_template: {question} must stand in it, or the model never sees the question")
         if model.random is not None and (
             model.random.hidden_size % model.random.heads or model.random.hidden_size // model.random.heads not in HEAD_SIZES
         ):
@@ -419,8 +421,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not path.is_file():
         raise UserError(f"{path}: no such config file", fix="give the path of a YAML file, e.g. configs/quickstart.yaml")
     data = _read_yaml(path)
+    mistaken: list[UserError] = []
     for override in overrides:
-        _override(data, override)
+        try:
+            _override(data, override)
+        except UserError as error:
+            mistaken.append(error)
+    raise_all(mistaken)
     stages = _mapping(data, "stages", path)
     for name in stages:
         _mapping(stages, name, path, key=f"stages.{name}").setdefault("kind", name)
@@ -449,7 +456,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{where}: not valid YAML ({error.problem})", fix="mend that line") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: not a YAML text file ({error})", fix="give a YAML file") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: a config is a mapping of sections", fix="start from configs/quickstart.yaml")
@@ -479,12 +486,23 @@ def resolve_path(path: str) -> str:
 def parse_config(data: dict[str, Any], source: str) -> Config:
     """Validate a plain mapping. Raises UserError with every mistake, each with its key, and the nearest known key for a typo."""
     try:
-        return Config.model_validate(data)
+        config = Config.model_validate(data)
+        lines = [f"{key}: must be a number, not true or false" for key in _switches(data, config)]
     except ValidationError as error:
         lines = [line for one in error.errors() for line in _explain(one)]
-        raise UserError(
-            f"{source}: {len(lines)} mistake(s)\n" + "\n".join(f"  - {line}" for line in lines), fix="mend these keys"
-        ) from None
+    if lines:
+        raise UserError(f"{source}: {len(lines)} mistake(s)\n" + "\n".join(f"  - {line}" for line in lines), fix="mend these keys")
+    return config
+
+
+def _switches(given: Any, read: Any, key: str = "") -> list[str]:
+    """Keys whose true or false was read as 1 or 0: pydantic takes one for the other."""
+    if isinstance(given, dict):
+        parts = read if isinstance(read, dict) else dict(read)
+        return [one for name, value in given.items() for one in _switches(value, parts[name], f"{key}.{name}".lstrip("."))]
+    if isinstance(given, list | tuple):
+        return [key] * any(isinstance(one, bool) and not isinstance(other, bool) for one, other in zip(given, read, strict=True))
+    return [key] * (isinstance(given, bool) and not isinstance(read, bool))
 
 
 def _explain(error: Any) -> list[str]:
@@ -500,7 +518,7 @@ def _explain(error: Any) -> list[str]:
     if error["type"] == "extra_forbidden":
         for part in parts[depth:-1]:
             field = owner.model_fields.get(part) if owner else None
-            owner = next((t for t in _models(field.annotation)), None) if field else None
+            owner = next((t for t in _types(field.annotation) if issubclass(t, BaseModel)), None) if field else None
         near = difflib.get_close_matches(parts[-1], list(owner.model_fields) if owner else [], n=1, cutoff=0.5)
         return [f"{key}: unknown key" + (f"; did you mean `{near[0]}`?" if near else "")]
     if error["type"] == "union_tag_invalid":
@@ -513,9 +531,9 @@ def _explain(error: Any) -> list[str]:
     return [f"{key}: {message} (given: {error['input']!r})" if error["type"] != "missing" else f"{key}: {message}"]
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    found = [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
-    return found + [model for part in get_args(annotation) for model in _models(part)]
+def _types(annotation: Any) -> list[type]:
+    """All classes that an annotation names."""
+    return [annotation] if isinstance(annotation, type) else [one for part in get_args(annotation) for one in _types(part)]
 
 
 def _override(data: dict[str, Any], text: str) -> None:
@@ -571,10 +589,13 @@ def _check_files(config: Config, path: Path) -> None:
         model("model.path", config.model.path, config.model.gguf_file)
     if config.teacher.kind == "hf" and config.teacher.model is not None:
         model("teacher.model", config.teacher.model, config.teacher.gguf_file)
+    if Path(str(config.run.dir)).exists() and not Path(str(config.run.dir)).is_dir():
+        wrong.append(f"run.dir: {config.run.dir}: a file, not a folder")
     file("launch.deepspeed", config.launch.deepspeed)
     if config.launch.deepspeed is not None and Path(config.launch.deepspeed).is_file():
         try:
-            json.loads(Path(config.launch.deepspeed).read_text(encoding="utf-8"))
+            if not isinstance(json.loads(Path(config.launch.deepspeed).read_text(encoding="utf-8")), dict):
+                wrong.append(f"launch.deepspeed: {config.launch.deepspeed}: not a JSON object")
         except json.JSONDecodeError as error:
             wrong.append(f"launch.deepspeed: {config.launch.deepspeed}, line {error.lineno}: not valid JSON ({error.msg})")
     for name, stage in config.stages.items():

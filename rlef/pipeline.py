@@ -18,14 +18,16 @@ from typing import Any
 
 from rlef import launch
 from rlef.config import Config, Section, resolve_path
-from rlef.errors import UserError
+from rlef.errors import UserError, raise_all
 from rlef.run_dir import RunDir, digest, outside_digest, write_json
+from rlef.sources import read_problems, with_answers
 
 NOT_IN_FINGERPRINT = {"micro_batch_size", "score_batch_size", "rollout_batch_size", "paid"}
 DECODING_KINDS = ("label", "evaluate")  # their batch_size is rows decoded together: sampling noise does not depend on it
 FOLLOWS = "follows "
 PATHS = ("path", "held_out_path")
 TEACHER_NOT_IN_FINGERPRINT = {"concurrency", "batch_size", "timeout_s", "retries", "api_key_env"}
+MOST_ROWS = 10_000  # of a file that are looked at before a run: `rlef check` answers within 2 seconds
 LONG_S = 600.0  # work longer than this is redone only with --yes
 
 
@@ -104,10 +106,17 @@ def resolve_inputs(config: Config, name: str) -> dict[str, str]:
     if stage.kind == "evaluate":
         policies = stage.policies if stage.policies is not None else [one for one in earlier if config.stages[one].kind in POLICY_KINDS]
         for policy in policies:
-            if policy == "base" and config.model.path:
-                continue
-            if _source(config, f"stages.{name}.policies", policy, earlier, POLICY_KINDS) in earlier:
-                resolved[f"policy:{policy}"] = policy
+            if policy != "base" or not config.model.path:
+                resolved[f"policy:{policy}"] = _source(config, f"stages.{name}.policies", policy, earlier, POLICY_KINDS)
+        compared = [*(["base"] if config.model.path and stage.policies is None else []), *policies]
+        if not compared:
+            raise UserError(
+                f"stages.{name}: no policy to evaluate", fix="put a stage that trains one before it, or name folders in policies"
+            )
+        if stage.gain_over not in compared and stage.gain_over != type(stage).model_fields["gain_over"].default:
+            raise UserError(
+                f"stages.{name}.gain_over: {stage.gain_over!r} is not among the policies compared", fix=f"one of {', '.join(compared)}"
+            )
     practised = config.stages.get(resolved.get("prompts", ""))
     if settings.get("use_answers") and config.teacher.kind != "symbolic" and practised and practised.kind in ("evolve", "respond"):
         raise UserError(
@@ -144,12 +153,33 @@ def resolve_all(config: Config) -> dict[str, dict[str, str]]:
             resolved[name] = resolve_inputs(config, name)
         except UserError as error:
             wrong.append(error)
-    if len(wrong) == 1:
-        raise wrong[0]
-    if wrong:
-        lines = [f"  - {error.problem} ({error.fix})" for error in wrong]
-        raise UserError(f"{len(wrong)} mistakes\n" + "\n".join(lines), fix="mend these keys")
+    raise_all(wrong)
     return resolved
+
+
+def check_data(config: Config) -> None:
+    """The JSONL files that stages will read: a broken line or an empty file is told before hours of work, not after them."""
+    wrong: list[UserError] = []
+    graded = {f"{name}.path" for name, stage in config.stages.items() if stage.kind == "evaluate"}
+    if any(stage.kind == "evaluate" and stage.path is None for stage in config.stages.values()):
+        graded |= {f"{name}.held_out_path" for name in config.stages}
+    for name, stage in config.stages.items():
+        files: dict[str, tuple[str, int, bool]] = {}
+        if stage.kind == "problems":
+            if stage.source == "jsonl" and stage.path is not None:
+                files["path"] = (stage.path, stage.seeds, stage.skip_broken_lines)
+            if stage.held_out_path is not None:
+                files["held_out_path"] = (stage.held_out_path, stage.held_out, False)
+        elif stage.kind == "evaluate" and stage.path is not None:
+            files["path"] = (stage.path, MOST_ROWS, False)
+        for key, (file, limit, skip) in files.items():
+            try:
+                problems, _ = read_problems(file, limit=min(limit, MOST_ROWS), skip_broken=skip)
+                if f"{name}.{key}" in graded:
+                    with_answers(problems, file)
+            except UserError as error:
+                wrong.append(UserError(f"stages.{name}.{key}: {error.problem}", error.fix))
+    raise_all(wrong)
 
 
 def fingerprint(config: Config, run: RunDir, name: str, inputs: dict[str, str]) -> dict[str, str]:
@@ -243,6 +273,7 @@ def run(config: Config, *, start: str | None = None, only: str | None = None, ye
             hint = f"; did you mean `{near[0]}`?" if near else ""
             raise UserError(f"{flag} {name}: no such stage{hint}", fix=f"stages: {', '.join(config.stages)}")
     inputs = resolve_all(config)
+    check_data(config)
     run_dir = RunDir(str(config.run.dir))
     every = list(config.stages)
     forced = set(every[every.index(start) :]) if start else set()
@@ -252,7 +283,6 @@ def run(config: Config, *, start: str | None = None, only: str | None = None, ye
     reasons = plan(config, run_dir, inputs, forced=forced)
     if only is None:
         _guard(config, run_dir, reasons, yes)
-    run_dir.root.mkdir(parents=True, exist_ok=True)
     with run_dir.locked():
         _run_stages(config, run_dir, inputs, [only] if only is not None else every, forced, yes)
     return run_dir

@@ -52,7 +52,8 @@ def file_digest(path: Path) -> str:
 
 def folder_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below, manifests left out."""
-    skipped = {"manifest.json", "started.json", "job.json", "result.json", "error.txt"}
+    # training_args.bin holds a folder and a time: the same work done twice would look changed.
+    skipped = {"manifest.json", "started.json", "job.json", "result.json", "error.txt", "training_args.bin"}
     return {
         str(file.relative_to(folder)): file_digest(file)
         for file in sorted(folder.rglob("*"))
@@ -145,7 +146,14 @@ class RunDir:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """One command at a time works in a run directory. The system frees the lock when the process ends, however it ends."""
-        with (self.root / ".lock").open("w") as handle:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = (self.root / ".lock").open("w")
+        except OSError as error:
+            raise UserError(
+                f"run.dir: {self.root}: no run can be kept there ({error.strerror})", fix="set run.dir to another folder"
+            ) from None
+        with lock as handle:
             try:
                 # A POSIX lock belongs to this process alone: children that outlive a kill do not hold it.
                 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

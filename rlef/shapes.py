@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rlef.config import Config, ModelSection, RandomInit, resolve_path
+from rlef.errors import UserError
 
 GIB = 2**30
 # Models of a stage: how many are trained, how many are only read.
@@ -144,13 +145,19 @@ def stage_bytes(parameters: int, kind: str, *, weight_bytes: int = 4, zero: int 
 
 def describe(config: Config) -> list[str]:
     """Lines for `rlef check`."""
-    shape = model_shape(config.model)
+    try:
+        shape = model_shape(config.model)
+        if not isinstance(shape, dict | None):
+            raise ValueError("not a JSON object")
+    except (ValueError, struct.error) as error:  # JSON and text that are none are ValueErrors
+        what = config.model.gguf_file or "config.json"
+        raise UserError(f"model.path: {config.model.path}: its {what} cannot be read ({error})", fix="download it again") from None
     if shape is None:
         return [f"model: {config.model.path} is not on this machine: its shape, and so its memory, is unknown before it is downloaded"]
     try:
         parameters = decoder_parameters(shape)
-    except KeyError as error:
-        return [f"model: {config.model.path}: its config.json has no {error}, so its memory is not estimated"]
+    except (KeyError, TypeError) as error:
+        return [f"model: {config.model.path}: its shape is not known ({type(error).__name__}: {error}), so its memory is not estimated"]
     zero, processes = zero_stage(config), config.launch.processes
     width = 4 if config.model.dtype == "float32" else 2
     lines = [f"model: {parameters / 1e6:.2f} M parameters" + (" (vocabulary at its upper limit)" if config.model.random else "")]

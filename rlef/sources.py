@@ -24,8 +24,16 @@ def read_problems(path: str | Path, *, limit: int | None = None, skip_broken: bo
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file", fix="check the path in the config or on the command line")
-    with path.open(encoding="utf-8", errors="replace") as handle:
+    with path.open(encoding="utf-8-sig", errors="replace") as handle:
         return _collect(_parsed(handle), str(path), limit, skip_broken=skip_broken)
+
+
+def with_answers(problems: list[Problem], source: str) -> list[Problem]:
+    """Those that can be graded. Raises UserError where none can."""
+    graded = [problem for problem in problems if problem.answer is not None]
+    if not graded:
+        raise UserError(f"{source}: no held-out problem has an answer", fix="give problems with answers")
+    return graded
 
 
 def load_problems(name: str, *, subset: str | None, split: str, limit: int | None = None) -> tuple[list[Problem], list[BadRow]]:
@@ -65,7 +73,9 @@ def _collect(
         if limit is not None and len(problems) >= limit:
             break
         if isinstance(row, str) and not skip_broken:
-            raise UserError(f"{source}, line {number}: {row}", fix="mend or remove that line, or set problems.skip_broken_lines: true")
+            raise UserError(
+                f"{source}, line {number}: {row}", fix="mend or remove it; for problems.path there is also problems.skip_broken_lines: true"
+            )
         try:
             if isinstance(row, str):
                 raise ValueError(row)

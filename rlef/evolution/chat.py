@@ -63,7 +63,7 @@ class ChatTeacher:
                     problem_id=problem.id,
                     question=problem.question,
                     steps=body,
-                    answer=canonical(answer) if answer is not None else None,
+                    answer=canonical(answer, problem.question) if answer is not None else None,
                     text=text,
                     writer=self.name,
                     sample=sample,

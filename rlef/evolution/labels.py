@@ -98,7 +98,11 @@ def calculator_labels(steps: Sequence[str], success: Sequence[float | None]) -> 
 
 
 def monte_carlo(
-    steps: Sequence[str], gold: str, completions: Callable[[Sequence[Sequence[str]]], list[list[str | None]]], final: str | None
+    steps: Sequence[str],
+    gold: str,
+    completions: Callable[[Sequence[Sequence[str]]], list[list[str | None]]],
+    final: str | None,
+    question: str = "",
 ) -> list[float | None]:
     """Success rate of completions from the prefix that ends with each step. The last step's own answer needs no completion.
 
@@ -106,5 +110,5 @@ def monte_carlo(
     """
     prefixes = [steps[: place + 1] for place in range(len(steps) - 1)]
     answers = completions(prefixes) if prefixes else []
-    rates = [sum(answer is not None and same_answer(answer, gold) for answer in row) / max(1, len(row)) for row in answers]
-    return [*rates, float(final is not None and same_answer(final, gold))]
+    rates = [sum(answer is not None and same_answer(answer, gold, question) for answer in row) / max(1, len(row)) for row in answers]
+    return [*rates, float(final is not None and same_answer(final, gold, question))]

@@ -87,7 +87,7 @@ class RewardFunction:
                 zeroed = "no_answer"
             elif judged.truncated:
                 zeroed = "too_long"
-            elif self.use_answers and problem.answer is not None and not same_answer(extracted, problem.answer):
+            elif self.use_answers and problem.answer is not None and not same_answer(extracted, problem.answer, problem.question):
                 zeroed = "wrong_answer"
             scores.append(
                 Score(

@@ -14,14 +14,13 @@ from reward_models import metrics
 from reward_models.process import ProcessRewardModel, aggregate
 from rlef.answers import canonical, same_answer
 from rlef.config import EvaluateStage
-from rlef.errors import UserError
 from rlef.models import decode, load_policy, load_tokenizer, model_folder, pick_device, prompt_ids, resolve_path, stop_ids
 from rlef.prompts import split_answer
 from rlef.records import Problem, read_jsonl, write_jsonl
 from rlef.rollout.base import SampleRequest, SamplingParams
 from rlef.rollout.hf import HFGenerator
 from rlef.run_dir import write_json
-from rlef.sources import read_problems
+from rlef.sources import read_problems, with_answers
 from rlef.stages.context import StageContext
 from rlef.statistics import paired_difference, pass_at_k, wilson
 
@@ -108,12 +107,10 @@ def _share(values: Sequence[float]) -> float:
 
 def _problems(ctx: StageContext, settings: EvaluateStage) -> list[Problem]:
     if settings.path is not None:
-        problems = [problem for problem in read_problems(Path(settings.path))[0] if problem.answer is not None]
+        problems = read_problems(Path(settings.path))[0]
     else:
-        problems = [problem for problem in read_jsonl(ctx.inputs["problems"] / "held_out.jsonl", Problem) if problem.answer is not None]
-    if not problems:
-        raise UserError(f"{ctx.name}: no held-out problem has an answer", fix="set evaluate.path to problems with answers")
-    return problems[: settings.count]
+        problems = read_jsonl(ctx.inputs["problems"] / "held_out.jsonl", Problem)
+    return with_answers(problems, settings.path or str(ctx.inputs["problems"]))[: settings.count]
 
 
 def _policies(ctx: StageContext, settings: EvaluateStage) -> dict[str, tuple[str, str | None]]:
@@ -172,7 +169,7 @@ def _answer(
         )
         if place < len(voters):
             group = slice(place * settings.k, (place + 1) * settings.k)
-            answers = [canonical(answer) if answer is not None else None for _, answer in read[group]]
+            answers = [canonical(answer, problem.question) if answer is not None else None for _, answer in read[group]]
             votes: dict[str, Any] = {
                 "sampled_right": sum(_is_right(answer, problem) for answer in answers),
                 "majority": _is_right(metrics.majority_vote(answers), problem),
@@ -186,7 +183,7 @@ def _answer(
 
 
 def _is_right(answer: str | None, problem: Problem) -> bool:
-    return answer is not None and same_answer(answer, str(problem.answer))
+    return answer is not None and same_answer(answer, str(problem.answer), problem.question)
 
 
 def read_results(folder: Path) -> dict[str, Any]:

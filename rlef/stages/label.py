@@ -144,7 +144,7 @@ def _judge(ctx: StageContext, teacher, seeds: Sequence[Problem], unsolved: Seque
             continue
         correct = None
         if problem.answer is not None:
-            correct = answer is not None and same_answer(answer, problem.answer)
+            correct = answer is not None and same_answer(answer, problem.answer, problem.question)
         out.append(
             SteppedSolution(
                 problem_id=problem.id,
@@ -155,7 +155,7 @@ def _judge(ctx: StageContext, teacher, seeds: Sequence[Problem], unsolved: Seque
                 samples=settings.completions if method == "calculator" else None,
                 seed=ctx.seed,
                 depth=problem.depth,
-                answer=canonical(answer) if answer is not None else None,
+                answer=canonical(answer, problem.question) if answer is not None else None,
                 correct=correct,
                 split="held_out" if place < boundary else "train",
             )
@@ -187,7 +187,7 @@ def _calculate(ctx: StageContext, generator: HFGenerator, params: SamplingParams
                 ]
                 return [answers[place * settings.completions : (place + 1) * settings.completions] for place in range(len(prefixes))]
 
-            success = monte_carlo(steps, str(problem.answer), complete, final)
+            success = monte_carlo(steps, str(problem.answer), complete, final, problem.question)
             labels.append(calculator_labels(steps, success))
             advance(1)
     return labels

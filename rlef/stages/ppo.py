@@ -372,7 +372,8 @@ def _metrics(batch: RolloutBatch, samples: Sequence[Sample], entropy: torch.Tens
 
 def _is_exact(sample: Sample) -> bool:
     """Right by the gold answer: a curve for the eye, to be held against the reward. Nothing learns from it."""
-    return sample.prompt.gold is not None and sample.score.extracted is not None and same_answer(sample.score.extracted, sample.prompt.gold)
+    gold, answer = sample.prompt.gold, sample.score.extracted
+    return gold is not None and answer is not None and same_answer(answer, gold, sample.prompt.problem.question)
 
 
 def _checkpoint(ctx: StageContext, policy: Engine, critic: Engine, average: Average | None, iteration: int) -> None:

@@ -37,7 +37,11 @@ def run(ctx: StageContext) -> dict:
                 f"{ctx.name}: no held-out problems", fix="set evaluate.path=FILE, or problems.held_out_path, or problems.held_out_split"
             )
         known = {problem.id for problem in held_out}
-        seeds = [problem for problem in seeds if problem.id not in known]
+        read, seeds = len(seeds), [problem for problem in seeds if problem.id not in known]
+        if not seeds:
+            raise UserError(
+                f"{ctx.name}: no seed is left: all {read} are among the held-out problems", fix=f"give {ctx.name}.path other problems"
+            )
     write_jsonl(ctx.folder / "seeds.jsonl", seeds)
     write_jsonl(ctx.folder / "held_out.jsonl", held_out)
     if bad:

@@ -50,11 +50,11 @@ def choose_solution(problem: Problem, solutions: list[Solution], *, min_agreemen
     if not stepped:
         return None, "no_answer"
     if problem.answer is not None:
-        right = next((solution for solution in stepped if same_answer(str(solution.answer), problem.answer)), None)
+        right = next((solution for solution in stepped if same_answer(str(solution.answer), problem.answer, problem.question)), None)
         return right, "" if right else "wrong_answer"
     groups: list[list[Solution]] = []
     for solution in stepped:
-        group = next((group for group in groups if same_answer(str(group[0].answer), str(solution.answer))), None)
+        group = next((group for group in groups if same_answer(str(group[0].answer), str(solution.answer), problem.question)), None)
         if group is None:
             groups.append([solution])
         else:

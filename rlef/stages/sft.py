@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
+from reward_models.data import SortedSteps
 from rlef.config import SftStage, TrainSettings
 from rlef.engines import dist
 from rlef.engines.deepspeed_engine import full_state
@@ -185,7 +186,14 @@ def fine_tune(
         deepspeed=ctx.config.launch.deepspeed,
         disable_tqdm=True,
     )
-    trainer = SFTTrainer(
+
+    class SortedTrainer(SFTTrainer):
+        """TRL's trainer on micro-batches of like lengths; its loss is normalised over the whole optimiser step."""
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> SortedSteps:
+            return SortedSteps([len(example.prompt) + len(example.answer) for example in train], settings.batch_size, ctx.seed)
+
+    trainer = SortedTrainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list([_row(example) for example in train]),

@@ -22,6 +22,7 @@ SIGNS: dict[str, str] = {
     "more": "+", "fewer": "-", "times": "*", "share": "/", "gain": "+", "lose": "-", "multiply": "*",
     "total": "+", "difference": "-", "split": "/", "cost": "*",
 }  # fmt: skip
+LABELS = {"total": "all", "difference": "diff", "split": "each", "cost": "cost"}
 NAMES = ("Ann", "Ben", "Cal", "Dee", "Eve", "Fay", "Gus", "Hal", "Ida", "Jim", "Kay", "Leo", "Mia", "Ned", "Pam", "Sam")
 TOPICS = ("apples", "marbles", "coins", "books", "stamps", "shells", "cards", "pencils", "cookies", "balloons", "stickers", "rocks")
 ONE_STEP = frozenset(
@@ -51,19 +52,20 @@ class Statement:
 
 @dataclass(frozen=True)
 class Step:
-    """One derivation: a sign b = value.
+    """One derivation: label a sign b = value. The label says whose quantity it is, or what the question asks for.
 
-    It does not say whose quantity it is: the final answer does not hang on it, so a reward for naming people would not be one for
-    answering.
+    Later steps can look a value up by its name, as in solutions that people write: without names a model of this size learns half as
+    fast.
     """
 
+    label: str
     a: int
     sign: str
     b: int
     value: int
 
     def __str__(self) -> str:
-        return f"{self.a}{self.sign}{self.b}={self.value}"
+        return f"{self.label} {self.a}{self.sign}{self.b}={self.value}"
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Program:
             result = {"+": a + b, "-": a - b, "*": a * b, "/": a // b if b else 0}[sign]
             if not 1 <= result <= LARGEST:
                 raise ValueError("out of range")
-            done.append((Step(a, sign, b, result), reads))
+            done.append((Step(LABELS.get(one.op, self.names[one.who]), a, sign, b, result), reads))
             if one.op not in QUESTIONS:
                 value[one.who], made_by[one.who] = result, place
         return done

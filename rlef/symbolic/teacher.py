@@ -43,6 +43,10 @@ OPERATIONS = (
 )
 USELESS_RATE = 0.08  # share of evolutions that elimination should catch
 ERROR_RATE = 0.05  # share of sound problems' answers that are wrong
+# Share of written solutions, the seeds' and the teacher's own, that give the last step alone and leave the others to the reader, as many
+# textbooks do. The answer is right, so no filter by answers notices; a small model that imitates it has to do steps in its head and fails.
+# A judge of steps does notice: this is what process rewards can teach and more of the same data cannot.
+TERSE_RATE = 0.6
 # Each flaw hits another aspect; totals are all different, so ranks have no ties between kinds.
 QUALITIES: dict[str | None, tuple[float, float, float]] = {
     None: (1.0, 1.0, 1.0),
@@ -51,7 +55,7 @@ QUALITIES: dict[str | None, tuple[float, float, float]] = {
     "missing_quantity": (0.8, 0.6, 0.1),
     "no_question": (0.1, 0.6, 0.6),
 }
-_STEP = re.compile(r"(\d{1,9})([-+*/])(\d{1,9})=(\d{1,9})")
+_STEP = re.compile(r"([A-Za-z]{1,20}) (\d{1,9})([-+*/])(\d{1,9})=(\d{1,9})")
 _ANSWER = re.compile(r"#### *(\d{1,9})")
 
 
@@ -75,19 +79,24 @@ def as_problem(
     solved: bool = False,
     lineage: Lineage | None = None,
 ) -> Problem:
-    """A program as a row. A flawed one has no answer; `solved` adds the solution."""
+    """A program as a row. A flawed one has no answer; `solved` adds a solution, whole or terse."""
     question = render(program, phrasing=phrasing, flaw=flaw)
     sound = flaw is None
     return Problem(
         id=problem_id(question),
         question=question,
         answer=str(program.answer) if sound else None,
-        solution=tuple(str(step) for step in program.steps()) if solved and sound else None,
+        solution=_written(program.steps(), random.Random(f"written/{program.style}")) if solved and sound else None,
         source="symbolic",
         depth=program.depth,
         lineage=lineage,
         truth=Truth(program=program.to_json(), shape=program.shape(), flaw=flaw),
     )
+
+
+def _written(steps: Sequence[Step], rng: random.Random) -> tuple[str, ...]:
+    """All steps, or in a terse solution the last one."""
+    return tuple(str(step) for step in (steps[-1:] if rng.random() < TERSE_RATE else steps))
 
 
 def is_flawed(problem: Problem) -> bool:
@@ -176,7 +185,7 @@ class SymbolicTeacher:
         if is_flawed(problem) or rng.random() < ERROR_RATE:
             wrong = rng.randint(1, LARGEST)
             steps = [*steps[:-1], replace(steps[-1], value=wrong)]
-        lines, answer = tuple(str(step) for step in steps), str(steps[-1].value)
+        lines, answer = _written(steps, rng), str(steps[-1].value)
         text = "\n".join([*lines, f"#### {answer}"])
         return Solution(
             problem_id=problem.id, question=problem.question, steps=lines, answer=answer, text=text, writer=self.name, sample=sample
@@ -202,7 +211,8 @@ class SymbolicTeacher:
         return [_quality(problem) for problem in problems]
 
     def judge_steps(self, problems: Sequence[Problem], solutions: Sequence[Sequence[str]], *, seed: int) -> list[list[float | None]]:
-        """1 for a new derivation that belongs to the way to the answer, from given or rightly derived quantities, with the right value.
+        """1 for a new derivation that belongs to the way to the answer, from given or rightly derived quantities, with the right value
+        and name.
 
         The answer line is right iff it states the answer. Steps on a flawed problem are not judged: there is no truth to judge them by,
         and what such a prompt is worth is the instruction reward model's question.
@@ -237,10 +247,10 @@ def judge(problem: Problem, steps: Sequence[str]) -> list[bool]:
 
 def _derives(text: str, step: Step | None) -> bool:
     match = _STEP.fullmatch(text.strip())
-    if step is None or match is None or match[2] != step.sign:
+    if step is None or match is None or (match[1], match[3]) != (step.label, step.sign):
         return False
-    given = int(match[1]), int(match[3])
-    return int(match[4]) == step.value and given in ({(step.a, step.b), (step.b, step.a)} if step.sign in "+*" else {(step.a, step.b)})
+    given = int(match[2]), int(match[4])
+    return int(match[5]) == step.value and given in ({(step.a, step.b), (step.b, step.a)} if step.sign in "+*" else {(step.a, step.b)})
 
 
 def _program(problem: Problem) -> Program:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reward_models import metrics
 
@@ -54,3 +56,11 @@ def test_28_equal_weights_are_the_majority_and_best_of_takes_the_first_best():
     assert metrics.weighted_vote(answers, [0.5] * 5) == metrics.majority_vote(answers) == "b"
     assert metrics.best_of(answers, [0.2, 0.9, 0.9, 1.0, 0.1]) == "b" and metrics.best_of([None], [1.0]) is None
     assert metrics.best_of(["a", "b"], [0.5, 0.5]) == "a"
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", None]), max_size=9), st.floats(0.01, 1))
+def test_28_equal_scores_are_the_plain_count(answers, weight):
+    """Ties go to the first answer, as a plain count in order would have it."""
+    votes = [answer for answer in answers if answer is not None]
+    expected = max(dict.fromkeys(votes), key=votes.count) if votes else None
+    assert metrics.weighted_vote(answers, [weight] * len(answers)) == metrics.majority_vote(answers) == expected

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer, TrainerCallback
 
 from reward_models.config import InstructionModelConfig, ProcessModelConfig
-from reward_models.data import collate_lists, collate_steps, instruction_rows, step_columns, step_rows
+from reward_models.data import SortedSteps, collate_lists, collate_steps, instruction_rows, step_columns, step_rows
 from reward_models.errors import UserError
 from reward_models.instruction import CALIBRATION, Calibration, InstructionRewardModel, save_calibration
 from reward_models.losses import IGNORE
@@ -83,7 +84,49 @@ def test_22_long_and_unlabelled_rows_are_dropped_and_counted_or_flagged(prm):
     scorer = ProcessRewardModel(prm.model, prm.tokenizer, ProcessModelConfig(max_length=100))
     long, short, empty = scorer.score(["q", "q", "q"], [["x " * 300, "y"], ["x"], []])
     assert long.truncated and long.scores == () and not short.truncated and empty.scores == () and not empty.truncated
+    assert all(math.isfinite(score) for score in short.scores)
+    loss = steps_loss(prm.model, collate_steps(data, 0), balance=(1.0, 1.0))
+    loss.backward()
+    assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in prm.model.parameters() if p.grad is not None)
     assert collate_steps(data, 0)["labels"].dtype == torch.float32  # fault 2: never bool, where -100 would be True
+
+
+def test_22_labels_after_the_first_error_change_nothing(prm):
+    """Nor do places that hold no label: the batch with other numbers there has the same loss and gradient."""
+    rows = [
+        SteppedSolution(problem_id="p", question="q", steps=("a", "b", "c", "d"), labels=labels, labeller="x")
+        for labels in ((1, 0, 1, 0), (1, 0, 0, None), (1, 0, 0.3, 1))
+    ]
+    options = {"separator": "<|step|>", "max_length": 100}
+    data, _ = step_rows(rows, prm.tokenizer, mask_after_first_error=True, **options)
+    assert data[0] == data[1] == data[2] and sum(label != IGNORE for label in data[0]["labels"]) == 2
+    kept, _ = step_rows(rows, prm.tokenizer, mask_after_first_error=False, **options)
+    assert [sum(label != IGNORE for label in row["labels"]) for row in kept] == [4, 3, 4]
+
+
+def test_what_stands_behind_the_last_label_is_cut_and_changes_nothing(prm):
+    row = SteppedSolution(problem_id="p", question="q", steps=("a", "b", "c", "d"), labels=(1, 0, 1, None), labeller="x")
+    (data,), _ = step_rows([row], prm.tokenizer, separator="<|step|>", max_length=100, mask_after_first_error=True)
+    read = step_columns(prm.tokenizer, "q", row.steps, "<|step|>")
+    assert data["input_ids"] == read.ids[: read.columns[1] + 1] and len(data["labels"]) == len(data["language"]) == data["length"]
+    whole = data | {key: [*data[key], *[fill] * (len(read.ids) - data["length"])] for key, fill in (("labels", IGNORE), ("language", 0.0))}
+    whole["input_ids"] = read.ids
+    losses = [steps_loss(prm.model, collate_steps([one], 0), balance=(1.0, 1.0)).item() for one in (data, whole)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_rows_of_an_optimiser_step_are_sorted_and_every_epoch_has_all_rows_in_another_order():
+    lengths = [7, 3, 9, 1, 8, 2, 6, 5, 4, 10]
+    sampler, epochs = SortedSteps(lengths, 4, seed=0), []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        assert sorted(order) == list(range(10)) and order == list(sampler)
+        for start in (0, 4, 8):
+            step = [lengths[row] for row in order[start : start + 4]]
+            assert step == sorted(step)
+        epochs.append([set(order[start : start + 4]) for start in (0, 4, 8)])
+    assert epochs[0] != epochs[1]
 
 
 def test_aggregates():
@@ -137,6 +180,79 @@ def test_8_irm_gradient_is_invariant_to_micro_batch(policy_folder):
     assert (gradients[0] - gradients[1]).abs().max() < 1e-10 and gradients[0].abs().max() > 1e-4
 
 
+class Gradients(TrainerCallback):
+    """The whole gradient at each optimiser step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.seen.append(torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]))
+
+
+@pytest.mark.parametrize("kind", ["prm", "irm"])
+def test_8_the_trainers_gradient_is_the_mean_over_the_whole_step(policy_folder, tmp_path, monkeypatch, kind):
+    """Accumulated over micro-batches of one row, with very unequal rows, on the last and smaller batch of the data too (R2)."""
+    real, counts = {"prm": steps_loss, "irm": lists_loss}[kind], []
+
+    def counted(model, inputs, **options):
+        counts.append(int((inputs["labels"] != IGNORE).sum()))
+        return real(model, inputs, **options)
+
+    monkeypatch.setattr(f"reward_models.train.{real.__name__}", counted)
+    if kind == "prm":
+        rows = [
+            SteppedSolution(
+                problem_id=str(n), question=f"{n}?", steps=("a b c",) * (1 + 3 * (n % 3)), labels=(1, 0, 0, 1, 1, 0, 1)[: 1 + 3 * (n % 3)],
+                labeller="x", split="held_out" if n == 9 else "train",
+            )
+            for n in range(10)
+        ]  # fmt: skip
+    else:
+        rows = [
+            ranked(n, [f"{word} {n} " * (1 + n % 3) for word in ("a", "b", "c", "d")[: 2 + n % 3]], split="held_out" if n == 9 else "train")
+            for n in range(10)
+        ]
+    file, found = write(tmp_path / "rows.jsonl", rows), []
+    for size in (4, 1):
+        gradients = Gradients()
+        options = TrainOptions(learning_rate=1e-9, batch_size=4, micro_batch_size=size, max_grad_norm=1e9, callbacks=(gradients,))
+        if kind == "prm":
+            settings = ProcessModelConfig(epochs=1, mask_after_first_error=False)
+            train_process(file, policy_folder, tmp_path / str(size), settings, options)
+        else:
+            settings = InstructionModelConfig(epochs=1, references=8)
+            train_instruction(file, policy_folder, tmp_path / str(size), settings, options)
+        found.append(gradients.seen)
+    assert len(found[0]) == len(found[1]) == 3  # nine rows, four a step
+    for whole, split in zip(*found, strict=True):
+        assert (whole - split).abs().max() < 1e-5 * whole.abs().max()
+
+    # The scale, by brute force: the three steps, weighted by their counts of steps or lists, add up to the sum over all rows.
+    torch.manual_seed(0)
+    model, tokenizer = build("process" if kind == "prm" else "instruction", policy_folder, separator="<|step|>" if kind == "prm" else None)
+    if kind == "prm":
+        data, _ = step_rows(rows[:9], tokenizer, separator="<|step|>", max_length=200, mask_after_first_error=False)
+        loss = steps_loss(model, collate_steps(data, 0), balance=(1.0, 1.0))
+    else:
+        data = instruction_rows(rows[:9], tokenizer, max_length=256, anchors=2, seed=0)
+        loss = lists_loss(model, collate_lists(data, tokenizer.pad_token_id), settings=settings)
+    loss.backward()
+    true = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    total = sum(count * gradient for count, gradient in zip(counts[:3], found[0], strict=True))
+    assert sum(counts[:3]) == (sum(len(row.steps) for row in rows[:9]) if kind == "prm" else 9)
+    assert (total - true).abs().max() < 1e-4 * true.abs().max()
+
+
+@pytest.mark.parametrize("folder", ["policy_folder", "pad_is_eos_folder"])
+def test_15_the_row_of_eos_learns_whatever_the_policy_pads_with(folder, request):
+    """nn.Embedding zeroes the gradient of its padding row; EOS is where the instruction model is read."""
+    model, tokenizer = build("instruction", request.getfixturevalue(folder))
+    data = instruction_rows([ranked(1, ["good", "fair", "bad"])], tokenizer, max_length=64, anchors=0, seed=0)
+    lists_loss(model, collate_lists(data, tokenizer.pad_token_id), settings=InstructionModelConfig()).backward()
+    assert model.get_input_embeddings().weight.grad[tokenizer.eos_token_id].abs().sum() > 0
+
+
 @pytest.mark.parametrize("folder", ["policy_folder", "pad_is_eos_folder"])
 def test_15_irm_reads_eos_with_any_padding_and_plain_transformers_agrees(folder, request, tmp_path):
     model, tokenizer = build("instruction", request.getfixturevalue(folder))
@@ -153,7 +269,9 @@ def test_15_irm_reads_eos_with_any_padding_and_plain_transformers_agrees(folder,
         assert plain(**batch).logits[:, 0].tolist() == pytest.approx(raw, abs=1e-5)
         alone = words(texts[0] + words.eos_token, add_special_tokens=False, return_tensors="pt")
         assert plain(**alone).logits[0, 0].item() == pytest.approx(raw[0], abs=1e-5)
-    assert irm.raw_scores(texts) == raw  # 23: cached equals fresh
+    mixed = irm.raw_scores([texts[1], "Ben has 4.", texts[0], texts[1]])  # 23: cached equals fresh, whatever is new among them
+    fresh = InstructionRewardModel.load(tmp_path).raw_scores(["Ben has 4."])
+    assert [mixed[2], mixed[0], mixed[3]] == [raw[0], raw[1], raw[1]] and mixed[1] == pytest.approx(fresh[0], abs=1e-5)
     (tmp_path / CALIBRATION).unlink()
     with pytest.raises(UserError, match="calibration"):
         InstructionRewardModel.load(tmp_path)
@@ -178,6 +296,7 @@ def test_21_overfits_eight_solutions_through_the_inference_api(policy_folder, tm
     loaded = ProcessRewardModel.load(tmp_path / "prm")
     scores = flat(loaded.score([row.question for row in rows], [row.steps for row in rows]))
     assert auroc([1, 0] * 8, scores) == 1.0 and metrics["step_auroc"] == 1.0
+    assert min(scores[::2]) > 0.9 and max(scores[1::2]) < 0.1  # read one column off, the order might still be right
     plain = AutoModelForTokenClassification.from_pretrained(tmp_path / "prm").eval()
     read = step_columns(loaded.tokenizer, rows[0].question, rows[0].steps, "<|step|>")
     with torch.no_grad():

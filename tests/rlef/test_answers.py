@@ -27,6 +27,17 @@ from rlef.answers import as_number, canonical, extract_answer, same_answer
         (".5", "1/2"),
         ("1e3", "1,000"),
         ("1.5e-1", "0.15"),
+        ("2\\frac{1}{2}", "2.5"),
+        ("-\\dfrac{1}{2}", "\\frac{-1}{2}"),
+        ("50 %", "0.5"),
+        ("– 5", "-5"),
+        ("-$5", "- 5"),
+        ("$1.5 million", "1,500,000"),
+        ("5 thousand dollars", "5000"),
+        ("18 km/h", "$18.00/hour"),
+        ("18°", "18"),
+        ("1{,}000", "1\\,000"),
+        ("1 000 000", "1\u202f000\u00a0000"),
     ],
 )
 def test_equal_numbers(first, second):
@@ -45,11 +56,23 @@ def test_equal_numbers(first, second):
         ("abc", "18"),
         ("3", "-3"),
         ("1e999999999", "1"),
+        ("5 thousand", "5"),
+        ("2 pi", "2"),
+        ("5 x", "5"),
+        ("2\\frac{1}{2}", "10.5"),
+        ("1,00", "100"),
+        ("2 100/3", "2100/3"),
         ("9" * 300 + "1", "9" * 300 + "2"),
     ],
 )
 def test_unequal(first, second):
     assert not same_answer(first, second) and not same_answer(second, first)
+
+
+def test_a_percentage_is_its_number_where_one_is_asked_for():
+    asked, other = "What percentage of the cars are red?", "25% of 80 cars are red. How many cars is that?"
+    assert same_answer("25%", "25", asked) and same_answer("25", "25 %", asked) and canonical("25%", asked) == "25"
+    assert not same_answer("25%", "25", other) and same_answer("25%", "1/4", asked) and not same_answer("24%", "25", asked)
 
 
 @given(st.integers(-(10**9), 10**9), st.integers(1, 10**6))
@@ -68,6 +91,11 @@ def test_fractions_equal_their_multiples(numerator, denominator):
         ("The answer is: 7.", "7"),
         ("no answer", None),
         ("####", None),
+        ("#### **18**", "18"),
+        ("#### $\\boxed{1,000}$", "1,000"),
+        ("So the answer is 3.5. I hope that helps!", "3.5"),
+        ("**The answer is: 18**", "18"),
+        ("The answer is Mr. Smith", "Mr. Smith"),
         ("#### " + "9" * 500, None),
     ],
 )
@@ -93,3 +121,12 @@ def test_the_answer_after_a_killed_one_is_graded(monkeypatch):
     for _ in range(2):
         assert not same_answer("9^{9^{9^9}}", "9^{9^{9^8}}")
         assert same_answer("x+1", "1+x")
+
+
+@pytest.mark.slow
+def test_a_hostile_answer_after_another_costs_no_more(monkeypatch):
+    monkeypatch.setattr("rlef.answers.TIME_LIMIT_S", 1.0)
+    assert not same_answer("10^(10^10)", "1")
+    began = time.monotonic()
+    assert not same_answer("10^(10^10)", "1")
+    assert time.monotonic() - began < 25  # its own second and a new worker's start, not the start's whole limit

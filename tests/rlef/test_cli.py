@@ -93,11 +93,22 @@ def test_an_unknown_stage_is_named_with_the_nearest(write, capsys):
         ({}, ["model.random=null", "model.path=.", "model.gguf_file=x.gguf"], ["model.path", "x.gguf", "y.gguf"]),
         ({}, ["ssft.max_steps=1"], ["'ssft'", "did you mean `sft`"]),
         ({}, ["sft=3"], ["stages.sft", "mapping"]),
+        ({}, ["ssft.x=1", "modle.path=a"], ["2 mistakes", "`sft`", "`model`"]),
+        ({}, ["model.random.heads=0", "model.random.layers=-1"], ["model.random.heads", "model.random.layers"]),
+        ({}, ["run.seed=true", "problems.seed_depths=[true, 2]"], ["run.seed: must be a number", "stages.problems.seed_depths"]),
+        ({}, ["sft.learning_rate=inf", "sft.patience=-1"], ["stages.sft.learning_rate", "stages.sft.patience"]),
+        ({"ppo": {"target_kl": 0, "dual_clip": 0.5}}, [], ["stages.ppo.target_kl", "stages.ppo.dual_clip"]),
+        ({"evolve": {"per_round": 0, "max_depth": 0}}, [], ["stages.evolve.per_round", "stages.evolve.max_depth"]),
+        ({}, ["model.prompt_template=Solve it"], ["model.prompt_template", "{question}"]),
+        ({}, ["model.answer_marker=''", "model.step_delimiter=''"], ["model.answer_marker", "model.step_delimiter"]),
+        ({}, ["run.dir=ds.json"], ["run.dir", "a file"]),
+        ({}, ["launch.deepspeed=list.json"], ["launch.deepspeed", "not a JSON object"]),
         ({"label": {"method": "symbolic"}}, ["teacher.kind=hf", "teacher.model=a/b"], ["stages.label.method"]),
     ],
 )
 def test_rules_between_keys(write, tmp_path, stages, overrides, words):
     (tmp_path / "ds.json").write_text('{\n "a": ,\n}')
+    (tmp_path / "list.json").write_text("[]")
     (tmp_path / "y.gguf").touch()
     text = mistakes(write(**stages), *overrides)
     assert all(word in text for word in words), text
@@ -140,3 +151,51 @@ def test_an_unfinished_stage_is_shown_as_such(write, tmp_path, capsys):
 def test_a_folder_without_a_run_has_no_report(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "config.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "override,words",
+    [
+        ("problems.path=cut.jsonl", ["stages.problems.path", "cut.jsonl, line 2"]),
+        ("problems.path=empty.jsonl", ["stages.problems.path", "empty"]),
+        ("evaluate.path=cut.jsonl", ["stages.evaluate.path", "cut.jsonl, line 2"]),
+        ("problems.held_out_path=empty.jsonl", ["stages.problems.held_out_path", "empty"]),
+        ("evaluate.path=prose.jsonl", ["stages.evaluate.path", "no held-out problem has an answer"]),
+        ("evaluate.gain_over=dpo", ["stages.evaluate.gain_over", "sft, again"]),
+        ("evaluate.policies=[]", ["stages.evaluate", "no policy"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_bad_data_is_told_before_anything_is_written(write, tmp_path, capsys, command, override, words):
+    good = '{"question": "1+1?", "answer": "2"}\n'
+    for name, text in {"good": good, "cut": good + '{"question', "empty": "", "prose": '{"instruction": "Hi", "output": "Ho"}'}.items():
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    file = write(problems={"source": "jsonl", "path": "good.jsonl"}, evaluate={"path": "good.jsonl"})
+    assert main(["check", file]) == 0
+    capsys.readouterr()
+    assert main([command, file, override]) == 2
+    shown = capsys.readouterr().err
+    assert all(word in shown for word in words), shown
+    assert not (tmp_path / "runs").exists()
+
+
+def test_seeds_that_are_all_held_out_are_a_mistake(write, tmp_path, capsys):
+    (tmp_path / "same.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
+    assert main(["problems", write(problems={"source": "jsonl", "path": "same.jsonl", "held_out_path": "same.jsonl"})]) == 2
+    assert "no seed is left" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_kept_and_a_report_of_nothing(write, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["problems", write(), "run.dir=file/below"]) == 2
+    assert "run.dir: file/below" in capsys.readouterr().err
+    assert main(["report", "nowhere"]) == 2
+    assert "no such run directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_model_whose_config_cannot_be_read(write, tmp_path, capsys, text):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "config.json").write_text(text)
+    assert main(["check", write(), "model.random=null", "model.path=weights"]) == 2
+    assert "config.json cannot be read" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import yaml
 from rlef import launch, pipeline
 from rlef.config import load_config
 from rlef.errors import UserError
-from rlef.run_dir import RunDir, outside_digest, write_json
+from rlef.run_dir import RunDir, folder_digests, outside_digest, write_json
 
 STAGES = {
     "problems": {"seeds": 10},
@@ -148,3 +148,18 @@ def test_a_large_file_is_known_by_size_and_ends(tmp_path, monkeypatch):
 def test_what_is_not_finite_is_null_in_every_json_file(tmp_path):
     write_json(tmp_path / "x.json", {"a": float("nan"), "b": [1, float("inf")], "c": (0.5,)})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [1, None], "c": [0.5]}
+
+
+def test_a_policy_outside_the_run_is_known_by_its_contents(run, tmp_path):
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "config.json").write_text("{}")
+    run("evaluate.policies=[sft, policy]")
+    assert run("evaluate.policies=[sft, policy]") == []
+    (tmp_path / "policy" / "config.json").write_text('{"x": 1}')
+    assert run("evaluate.policies=[sft, policy]") == ["evaluate", "report"]
+
+
+def test_a_trainers_own_notes_are_no_output(tmp_path):
+    for name in ("training_args.bin", "model.safetensors"):
+        (tmp_path / name).touch()
+    assert list(folder_digests(tmp_path)) == ["model.safetensors"]

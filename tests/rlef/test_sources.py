@@ -27,6 +27,11 @@ def test_gsm8k(tmp_path):
     assert problem.solution == ("She sold 48/2 = 24 in May.", "She sold 48+24 = 72 in all.")
 
 
+def test_a_byte_order_mark_is_no_mistake(tmp_path):
+    (tmp_path / "p.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(GSM8K).encode())
+    assert len(read_problems(tmp_path / "p.jsonl")[0]) == 1
+
+
 def test_other_shapes(tmp_path):
     rows, _ = read(
         tmp_path,

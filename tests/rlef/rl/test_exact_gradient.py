@@ -37,23 +37,29 @@ def gathered(table, rows):
 
 
 def placed(rows, scores, mode):
+    """Rows that end in symbol 0 are answers without a result: worth nothing, whatever their steps."""
     out = []
     for row in rows:
         steps = tuple(float(scores[prefix_index(row[: t + 1])]) for t in range(LENGTH))
-        score = Score("", ("s",) * LENGTH, steps, tuple(range(LENGTH)), 0.6, min(steps), None, "1", 0, 0)
+        zeroed = "no_answer" if row[-1] == 0 else None
+        answer = 0.0 if zeroed else min(steps)
+        score = Score("", ("s",) * LENGTH, steps, tuple(range(LENGTH)), 0.6, answer, zeroed, "1", 0, 0)
         out.append(place_rewards(score, LENGTH, True, mode=mode, missing_eos_penalty=0.0))
     return torch.tensor(out, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("mode", ["min_terminal", "running_min_delta"])
 def test_6_mean_ppo_gradient_is_the_exact_one(mode):
+    """Of E[r_I * r_A] - beta * KL for both modes: F's total differs from A's by a constant, so its gradient must not."""
     theta, ref, values, scores, rows = setting()
     logp = torch.log_softmax(theta, -1)
     row_logp = gathered(logp, rows)
     chance = row_logp.sum(-1).exp()
+    total = [0.0 if row[-1] == 0 else 0.6 * min(float(scores[prefix_index(row[: t + 1])]) for t in range(LENGTH)) for row in rows]
     reward = placed(rows, scores, mode)
     kl = (chance * (row_logp - gathered(ref, rows)).sum(-1)).sum()
-    (true,) = torch.autograd.grad((chance * reward.sum(-1)).sum() - BETA * kl, theta, retain_graph=True)
+    expected = (chance * torch.tensor(total, dtype=torch.float64)).sum() - BETA * kl
+    (true,) = torch.autograd.grad(expected, theta, retain_graph=True)
 
     mask = torch.ones(len(rows), LENGTH, dtype=torch.float64)
     old = row_logp.detach()
@@ -61,8 +67,12 @@ def test_6_mean_ppo_gradient_is_the_exact_one(mode):
     state_values = torch.stack([torch.stack([values[prefix_index(row[:t])] for t in range(LENGTH)]) for row in rows])
     advantages, _ = gae(rewards, state_values, mask, gamma=1.0, lam=1.0)
     loss, _ = policy_loss(row_logp, old, advantages * chance.detach()[:, None], mask)
-    (got,) = torch.autograd.grad(-loss, theta)
-    assert (got - true).abs().max() < 1e-8
+    (got,) = torch.autograd.grad(-loss, theta, retain_graph=True)
+    assert (got - true).abs().max() < 1e-8 and true.abs().max() > 1e-3
+
+    to_go = rewards.flip(1).cumsum(1).flip(1)
+    (reinforce,) = torch.autograd.grad((chance.detach()[:, None] * to_go * row_logp).sum(), theta)
+    assert (reinforce - true).abs().max() < 1e-8
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 0.95, 1.0])

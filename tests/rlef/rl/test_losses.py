@@ -21,7 +21,17 @@ def gradient(ratio: float, advantage: float, **options) -> float:
 
 @pytest.mark.parametrize(
     "ratio,advantage,flows",
-    [(1.3, 1.0, False), (0.7, -1.0, False), (3.5, -1.0, False), (0.7, 1.0, True), (1.3, -1.0, True), (1.1, 1.0, True), (0.9, -1.0, True)],
+    [
+        (1.3, 1.0, False),
+        (0.7, -1.0, False),
+        (3.5, -1.0, False),  # beyond the dual clip
+        (0.7, 1.0, True),
+        (1.3, -1.0, True),
+        (2.9, -1.0, True),
+        (3.5, 1.0, False),
+        (1.1, 1.0, True),
+        (0.9, -1.0, True),
+    ],
 )
 def test_12_clip_quadrants(ratio, advantage, flows):
     expected = -advantage * ratio if flows else 0.0
@@ -34,6 +44,7 @@ def test_12_dual_clip_caps_the_loss_at_c_times_the_advantage():
     assert loss.item() == pytest.approx(6.0)
     loss, _ = policy_loss(logp, torch.zeros(1, 1), torch.tensor([[-2.0]]), ONE, dual_clip=None)
     assert loss.item() == pytest.approx(100.0)
+    assert gradient(3.5, -2.0, dual_clip=None) == pytest.approx(7.0) and gradient(1.15, 1.0, clip_range=0.1) == 0
 
 
 def test_hand_computed_sum_and_log():
@@ -56,13 +67,16 @@ def test_13_huge_log_ratios_stay_finite():
 def test_3_masked_nan_changes_nothing_and_takes_no_gradient():
     logp = torch.tensor([[0.1, math.nan]], requires_grad=True)
     rest = torch.tensor([[0.0, math.nan]])
-    loss, _ = policy_loss(logp, rest, torch.tensor([[1.0, math.nan]]), torch.tensor([[1.0, 0.0]]))
+    loss, sums = policy_loss(logp, rest, torch.tensor([[1.0, math.nan]]), torch.tensor([[1.0, 0.0]]))
     loss.backward()
     assert loss.item() == pytest.approx(-math.exp(0.1)) and logp.grad[0, 1] == 0
+    assert {name: value.item() for name, value in sums.items()} == pytest.approx(
+        {"clip_fraction": 0, "ratio": math.exp(0.1), "approx_kl": math.expm1(0.1) - 0.1}, rel=1e-4
+    )
     values = torch.tensor([[0.5, math.nan]], requires_grad=True)
-    loss, _ = value_loss(values, rest, torch.tensor([[1.0, math.nan]]), torch.tensor([[1.0, 0.0]]), clip=0.2)
+    loss, sums = value_loss(values, rest, torch.tensor([[1.0, math.nan]]), torch.tensor([[1.0, 0.0]]), clip=0.2)
     loss.backward()
-    assert torch.isfinite(loss) and values.grad[0, 1] == 0
+    assert loss.item() == pytest.approx(0.5 * 0.8**2) and sums["clip_fraction"] == 1 and values.grad[0, 1] == 0
 
 
 def test_value_loss_plain_and_clipped():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reward_models.process import StepScores
 from rlef.config import ModelSection, RandomInit
@@ -30,16 +32,31 @@ def test_17_totals():
     assert sum(place(one, 7, "running_min_delta")) == pytest.approx(0.6 * (0.4 - 1))
 
 
+@given(st.lists(st.floats(0.01, 0.99), min_size=1, max_size=6), st.floats(0.05, 1), st.data())
+def test_17_totals_of_any_steps(steps, instruction, data):
+    """Whatever the number of steps (one too) and wherever they end, even in one token; and nothing is paid between slots."""
+    slots = tuple(sorted(data.draw(st.lists(st.integers(0, 8), min_size=len(steps), max_size=len(steps)))))
+    zeroed = data.draw(st.sampled_from([None, "no_answer"]))
+    one = score(steps, instruction=instruction, slots=slots, zeroed=zeroed)
+    answer = 0 if zeroed else min(steps)
+    terminal, shaped = place(one, 9, "min_terminal"), place(one, 9, "running_min_delta")
+    assert terminal[:-1] == [0.0] * 8 and terminal[-1] == pytest.approx(instruction * answer) == one.total
+    assert sum(shaped) == pytest.approx(instruction * (answer - 1), abs=1e-12)
+    assert all(value <= 0 for value in shaped) and all(shaped[place] == 0 for place in range(8) if place not in slots)
+
+
 def test_17_two_steps_that_end_in_one_token_add_up():
     one = score([0.9, 0.4], slots=(2, 2))
     assert place(one, 3, "running_min_delta") == pytest.approx([0, 0, -0.36])
 
 
-def test_18_copies_of_a_good_step_cannot_raise_the_total():
-    base = score([0.9, 0.4, 0.7])
-    padded = score([0.9, *[0.99] * 20, 0.4, 0.7])
-    for mode in ("min_terminal", "running_min_delta"):
-        assert sum(place(padded, 60, mode)) == pytest.approx(sum(place(base, 60, mode)))
+@pytest.mark.parametrize("mode", ["min_terminal", "running_min_delta"])
+@pytest.mark.parametrize("where", [0, 1, 2, 3])
+def test_18_copies_of_a_good_step_cannot_raise_the_total(mode, where):
+    """Inserted, put first or appended: a sum over steps would grow by each copy."""
+    base = [0.9, 0.4, 0.7]
+    padded = [*base[:where], *[0.99] * 20, *base[where:]]
+    assert sum(place(score(padded), 60, mode)) == pytest.approx(sum(place(score(base), 60, mode)))
 
 
 @pytest.mark.parametrize("mode,total", [("min_terminal", 0.0), ("running_min_delta", -0.6)])
@@ -49,6 +66,15 @@ def test_16_a_zeroed_answer_falls_to_nothing_on_its_last_token(mode, total):
     assert sum(rewards) == pytest.approx(total - 0.1)
     assert rewards[-1] == pytest.approx((-0.24 if mode == "running_min_delta" else 0) - 0.1)
     assert sum(place(score([], zeroed="no_answer", slots=()), 1, mode)) == pytest.approx(total)
+
+
+@pytest.mark.parametrize("mode,total", [("min_terminal", 0.24), ("running_min_delta", -0.36)])
+def test_16_the_penalty_is_for_the_cut_alone_and_is_taken_once(mode, total):
+    """The cut-off alone decides, not what the answer is worth."""
+    one = score([0.9, 0.4])
+    assert sum(place(one, 5, mode, finished=True, penalty=0.1)) == pytest.approx(total)
+    cut = place(one, 5, mode, finished=False, penalty=0.1)
+    assert sum(cut) == pytest.approx(total - 0.1) and cut[:-1] == place(one, 5, mode, penalty=0.1)[:-1]
 
 
 class ScriptedPrm:
@@ -122,6 +148,37 @@ def test_16_odd_answers_get_nothing(tiny, text, finished, reason):
     _, tokenizer = tiny
     one = scored(tokenizer, text or "", finished=finished)
     assert one.zeroed == reason and one.answer == 0
+
+
+def test_16_any_stop_id_finishes_an_answer_and_is_no_part_of_its_text(tiny):
+    """A stop id that is no EOS and no special token: its piece must not reach the PRM or the grader."""
+    _, tokenizer = tiny
+    (stop,) = tokenizer.encode("5", add_special_tokens=False)
+    ids = (*tokenizer.encode("good\n#### 7", add_special_tokens=False), stop)
+    prm = ScriptedPrm({})
+    reward = RewardFunction(prm=prm, irm=None, tokenizer=tokenizer, model=MODEL, stops=(tokenizer.eos_token_id, stop))
+    (one,) = reward.score([problem()], [Completion(ids, (0.0,) * len(ids), True)])
+    assert one.text == "good\n#### 7" and one.extracted == "7" and one.zeroed is None and prm.calls[0][1] == [["good", "#### 7"]]
+    assert one.slots[-1] == len(ids) - 1 and place(one, len(ids), "min_terminal")[-1] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("mode,total", [("min_terminal", 0.0), ("running_min_delta", -0.5)])
+def test_16_eos_alone_is_one_token_worth_nothing(tiny, mode, total):
+    _, tokenizer = tiny
+    prm = ScriptedPrm({})
+    one = scored(tokenizer, "", prm=prm, irm=ScriptedIrm())
+    assert one.zeroed == "no_answer" and one.slots == () and all(not steps for _, steps in prm.calls)  # the PRM is not asked
+    assert place(one, 1, mode, penalty=0.1) == pytest.approx([total])  # finished: no penalty
+
+
+def test_18_copies_of_a_step_in_the_text_do_not_pay(tiny):
+    """From the text on: copies inside leave the total alone, copies after the answer line are not read at all."""
+    _, tokenizer = tiny
+    base, inside, after = (
+        scored(tokenizer, text) for text in ("good\nbad\n#### 7", "good\n" * 21 + "bad\n#### 7", "good\nbad\n#### 7" + "\ngood" * 20)
+    )
+    assert inside.total == after.total == base.total == 0.1 and len(inside.steps) == 23 and len(after.steps) == 3
+    assert inside.repeated_steps == 20 and after.steps_after_answer == 20
 
 
 def test_a_solution_too_long_for_the_prm_is_a_failure_not_a_min_over_the_rest(tiny):

@@ -11,9 +11,11 @@ from rlef.errors import UserError
 from rlef.models import load_policy
 from rlef.rl.advantages import gae
 from rlef.rl.batch import RolloutBatch, by_length, columns
+from rlef.rl.losses import policy_loss
 from rlef.rl.policy import TokenCritic, TokenPolicy
 from rlef.rollout.base import SampleRequest, SamplingParams
 from rlef.rollout.hf import HFGenerator
+from rlef.stages import ppo
 from rlef.stages.ppo import _fill, update
 
 CPU = torch.device("cpu")
@@ -22,15 +24,17 @@ CPU = torch.device("cpu")
 def rollouts(model, tokenizer, rows=8, seed=0):
     prompts = [tuple(tokenizer.encode("Ann has 3 pens. " * (1 + row % 3))) for row in range(rows)]
     requests = [SampleRequest(prompt, (seed, row)) for row, prompt in enumerate(prompts)]
-    done = HFGenerator(model, tokenizer.pad_token_id).generate(requests, SamplingParams(12, 1.0, (tokenizer.eos_token_id, 20, 21, 22)))
+    stops = (tokenizer.eos_token_id, *range(20, 60))  # so many that the answers' lengths differ, without which padding shows nothing
+    done = HFGenerator(model, tokenizer.pad_token_id).generate(requests, SamplingParams(12, 1.0, stops))
+    assert len({len(one.tokens) for one in done}) > 3
     batch = RolloutBatch.of(prompts, [one.tokens for one in done], [one.logprobs for one in done], range(rows))
     generator = torch.Generator().manual_seed(seed)
     batch.rewards = torch.randn(batch.mask.shape, generator=generator) * batch.mask
     return batch
 
 
-def engines(folder, *, policy_lr=1e-3, critic_lr=1e-3, max_grad_norm=1e9, double=False):
-    policy, critic = TokenPolicy(load_policy(folder)), TokenCritic.from_folder(folder)
+def engines(folder, *, policy_lr=1e-3, critic_lr=1e-3, max_grad_norm=1e9, double=False, dtype="float32"):
+    policy, critic = TokenPolicy(load_policy(folder, dtype=dtype)), TokenCritic.from_folder(folder, dtype=dtype)
     torch.manual_seed(0)
     torch.nn.init.normal_(critic.model.score.weight, std=0.2)
     if double:
@@ -67,18 +71,68 @@ def weights(engine):
     return torch.cat([parameter.detach().flatten().clone() for parameter in engine.module.parameters()])
 
 
+def optimizer_gradients(engine):
+    """Filled with the whole gradient, as the optimiser sees it, at each of its steps."""
+    seen, real = [], engine.optimizer.step
+    engine.optimizer.step = lambda: seen.append(torch.cat([p.grad.flatten().clone() for p in engine._masters])) or real()
+    return seen
+
+
+def watched_losses(monkeypatch):
+    """Filled with the (log-probabilities, old ones, mask) of each policy loss."""
+    seen = []
+
+    def watch(logprobs, old, advantages, mask, **options):
+        seen.append((logprobs.detach(), old, mask))
+        return policy_loss(logprobs, old, advantages, mask, **options)
+
+    monkeypatch.setattr(ppo, "policy_loss", watch)
+    return seen
+
+
 def test_4_first_ratio_is_one_with_dropout_in_the_config(tiny, tmp_path):
     from rlef.models import save_policy
 
     model, tokenizer = tiny
     model.config.attention_dropout = 0.1
     save_policy(model, tokenizer, tmp_path)
-    policy, _, batch = prepared(tmp_path, tokenizer, settings())
+    policy, critic, batch = prepared(tmp_path, tokenizer, settings())
     policy.module.train()
-    layout = columns(batch, tokenizer.pad_token_id, CPU)
-    logprobs, _ = policy.forward(layout, batch.mask.shape[1])
-    assert torch.equal(logprobs.detach(), policy.forward(layout, batch.mask.shape[1])[0].detach())
+    critic.module.train()  # token classifiers come with a dropout of 0.1 on their head
+    layout, width = columns(batch, tokenizer.pad_token_id, CPU), batch.mask.shape[1]
+    logprobs, _ = policy.forward(layout, width)
+    assert torch.equal(logprobs.detach(), policy.forward(layout, width)[0].detach())
     assert ((logprobs - batch.old_logprobs).abs() * batch.mask).max() < 1e-4
+    values = critic.forward(layout, width)
+    assert values.abs().max() > 0 and ((values - batch.values).abs() * batch.mask).max() < 1e-4
+
+
+def test_4_first_ratio_is_exactly_one_at_equal_shapes(tiny_folder, tiny, monkeypatch):
+    _, tokenizer = tiny
+    config = settings(minibatches=1, temperature=0.7)
+    policy, critic, batch = prepared(tiny_folder, tokenizer, config)
+    seen = watched_losses(monkeypatch)
+    metrics = update(policy, critic, batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+    ((logprobs, old, mask),) = seen
+    assert torch.equal(logprobs * mask, old * mask) and (old * mask).abs().max() > 1
+    assert metrics["ppo/ratio"] == 1 and metrics["ppo/approx_kl"] == 0 and metrics["ppo/clip_fraction"] == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_4_first_ratio_is_near_one_at_other_shapes(tiny_folder, tiny, monkeypatch, dtype):
+    """Scored eight rows at a time, trained one at a time: no row may look off-policy before the first step."""
+    _, tokenizer = tiny
+    policy, critic, batch = prepared(tiny_folder, tokenizer, settings(), dtype=dtype)
+    seen = watched_losses(monkeypatch)
+    config = settings(minibatches=1, micro_batch_size=1)
+    metrics = update(policy, critic, batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+    assert len(seen) == 8 and metrics["ppo/clip_fraction"] == 0
+    assert all(logprobs.dtype == torch.float32 for logprobs, _, _ in seen)  # the log-softmax of bf16 logits is off by up to 0.08
+    gaps = torch.cat([(logprobs - old)[mask.bool()].abs() for logprobs, old, mask in seen])
+    if dtype == "float32":
+        assert gaps.max() < 1e-4 and metrics["ppo/approx_kl"] < 1e-8
+    else:
+        assert gaps.mean() < 1e-2 and metrics["ppo/approx_kl"] < 1e-3
 
 
 def test_4_sampler_and_trainer_agree(tiny_folder, tiny):
@@ -87,19 +141,49 @@ def test_4_sampler_and_trainer_agree(tiny_folder, tiny):
     assert ((batch.old_logprobs - batch.rollout_logprobs).abs() * batch.mask).max() < 1e-4
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
-def test_8_micro_batches_and_row_order_change_nothing(tiny_folder, tiny, size):
-    """The moved weights themselves, in fp64: same token count, same gradient, same step."""
+def test_8_micro_batches_row_order_and_padding_change_nothing(tiny_folder, tiny):
+    """Gradients of both nets at the optimiser, in fp64: after Adam a wrong scale could not be seen any more."""
     _, tokenizer = tiny
-    moved = []
-    for micro, order in ((8, list(range(8))), (size, [5, 2, 7, 0, 3, 6, 1, 4])):
+    orders = {8: list(range(8)), 4: [5, 2, 7, 0, 3, 6, 1, 4], 2: [7, 6, 5, 4, 3, 2, 1, 0], 1: [1, 0, 3, 2, 5, 4, 7, 6]}
+    found = {}
+    for micro, order in orders.items():
         config = settings(micro_batch_size=micro)
         policy, critic, batch = prepared(tiny_folder, tokenizer, config, double=True)
-        start = weights(policy)
-        update(policy, critic, batch.select(order), config, 0, 0, tokenizer.pad_token_id, CPU)
-        moved.append((weights(policy) - start, weights(critic)))
-    assert moved[0][0].abs().max() > 1e-4
-    assert (moved[0][0] - moved[1][0]).abs().max() < 1e-7 and (moved[0][1] - moved[1][1]).abs().max() < 1e-7
+        gradients = [optimizer_gradients(policy), optimizer_gradients(critic)]
+        metrics = update(policy, critic, batch.select(order), config, 0, 0, tokenizer.pad_token_id, CPU)
+        found[micro] = [seen[0] for seen in gradients], metrics
+    for micro in (4, 2, 1):
+        for gradient, whole in zip(found[micro][0], found[8][0], strict=True):
+            assert whole.abs().max() > 1e-3 and (gradient - whole).abs().max() < 1e-10
+        assert {name: found[micro][1][name] for name in found[8][1]} == pytest.approx(found[8][1], rel=1e-4, abs=1e-6)
+
+
+def test_8_the_gradient_is_the_mean_over_the_tokens_of_the_whole_step(tiny_folder, tiny):
+    """Brute force: every row alone, without padding, through plain transformers."""
+    from rlef.rl.losses import value_loss
+
+    _, tokenizer = tiny
+    config = settings(minibatches=1, micro_batch_size=2)
+    policy, critic, batch = prepared(tiny_folder, tokenizer, config, double=True)
+    expected = []
+    for net in (policy, critic):
+        total = 0.0
+        for row, (prompt, answer) in enumerate(zip(batch.prompts, batch.answers, strict=True)):
+            span = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
+            logits = net.module.model(torch.tensor([prompt + answer])).logits[0, span]
+            width, ones = len(answer), torch.ones(len(answer))
+            if net is policy:
+                logprobs = torch.log_softmax(logits, -1)[range(width), list(answer)]
+                total = total + policy_loss(logprobs, batch.old_logprobs[row, :width], batch.advantages[row, :width], ones)[0]
+            else:
+                total = total + value_loss(logits[:, 0], batch.values[row, :width], batch.returns[row, :width], ones)[0]
+        (total / sum(map(len, batch.answers))).backward()
+        expected.append(torch.cat([p.grad.flatten().clone() for p in net.module.parameters()]))
+        net.discard()
+    gradients = [optimizer_gradients(policy), optimizer_gradients(critic)]
+    update(policy, critic, batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+    for (gradient,), true in zip(gradients, expected, strict=True):
+        assert true.abs().max() > 1e-3 and (gradient - true).abs().max() < 1e-6
 
 
 def test_a_shared_prompt_needs_an_attention_that_takes_a_mask(tiny_folder, tiny):
@@ -111,8 +195,6 @@ def test_a_shared_prompt_needs_an_attention_that_takes_a_mask(tiny_folder, tiny)
 
 
 def test_8_gradient_is_invariant_to_1e_10(tiny_folder, tiny):
-    from rlef.rl.losses import policy_loss
-
     _, tokenizer = tiny
     config = settings()
     policy, _, batch = prepared(tiny_folder, tokenizer, config, double=True)
@@ -141,8 +223,8 @@ def test_9_optimizer_steps_are_epochs_times_minibatches(tiny_folder, tiny, epoch
     policy, critic, batch = prepared(tiny_folder, tokenizer, config)
     calls = []
     for engine in (policy, critic):
-        real = engine.step
-        engine.step = lambda real=real: calls.append(1) or real()
+        real = engine.optimizer.step
+        engine.optimizer.step = lambda real=real: calls.append(1) or real()
     for iteration in range(2):
         calls.clear()
         metrics = update(policy, critic, batch, config, iteration, 0, tokenizer.pad_token_id, CPU)
@@ -173,6 +255,22 @@ def test_11_both_nets_move_and_warm_up_holds_the_policy_still(tiny_folder, tiny)
     assert still == []
 
 
+def test_11_bf16_policy_and_critic_move_through_fp32_masters(tiny_folder, tiny):
+    """At an lr of 1e-6 a bf16 weight of 0.02 never moves by itself."""
+    _, tokenizer = tiny
+    config = settings(minibatches=1)
+    policy, critic, batch = prepared(tiny_folder, tokenizer, config, dtype="bfloat16", policy_lr=1e-6, critic_lr=1e-6)
+    start = [[master.detach().clone() for master in engine._masters] for engine in (policy, critic)]
+    for iteration in range(3):
+        update(policy, critic, batch, config, iteration, 0, tokenizer.pad_token_id, CPU)
+    for engine, before in zip((policy, critic), start, strict=True):
+        assert all(
+            master.dtype == torch.float32 and not torch.equal(master, old) for master, old in zip(engine._masters, before, strict=True)
+        )
+        for parameter, master in zip(engine.module.parameters(), engine._masters, strict=True):
+            assert parameter.dtype == torch.bfloat16 and torch.equal(parameter, master.bfloat16())
+
+
 def test_early_stop_drops_the_step_and_the_rest(tiny_folder, tiny):
     _, tokenizer = tiny
     config = settings(epochs=2, minibatches=2, target_kl=1e-9)
@@ -192,6 +290,47 @@ def test_15_pad_equal_to_eos_changes_nothing(tiny_folder, tiny):
         update(policy, critic, batch, config, 0, 0, pad, CPU)
         moved.append(weights(policy))
     assert (moved[0] - moved[1]).abs().max() < 1e-8
+
+
+def test_15_eos_in_a_prompt_is_attended_and_learns_where_the_checkpoint_pads_with_it(tiny, tmp_path):
+    """nn.Embedding zeroes the gradient of its padding row, and a mask made from ids would hide every EOS of a chat."""
+    from rlef.models import save_policy
+
+    model, tokenizer = tiny
+    eos, ids = tokenizer.eos_token_id, tokenizer.encode("Ann has 3 pens.")
+    prompts, answers = [(*ids[:3], eos, *ids[3:]), tuple(ids[:4])], [(5, 6, eos), (eos,)]
+    batch = RolloutBatch.of(prompts, answers, [(0.0,) * 3, (0.0,)], [0, 1])
+    gradients = []
+    for pad in (tokenizer.pad_token_id, eos):
+        model.config.pad_token_id = pad
+        save_policy(model, tokenizer, tmp_path / str(pad))
+        policy, critic = engines(tmp_path / str(pad))
+        layout = columns(batch, pad, CPU)
+        logprobs, values = policy.forward(layout, 3)[0], critic.forward(layout, 3)
+        plain = torch.log_softmax(policy.module.model(torch.tensor([prompts[0] + answers[0]])).logits[0], -1)
+        assert torch.allclose(logprobs[0], plain[range(len(prompts[0]) - 1, len(prompts[0]) + 2), list(answers[0])], atol=1e-5)
+        logprobs.sum().backward()
+        values.sum().backward()
+        rows = [engine.module.model.get_input_embeddings().weight.grad for engine in (policy, critic)]
+        assert rows[1][eos].abs().sum() > 0  # the critic has no head that would give this row a gradient by another way
+        gradients.append(torch.cat(rows))
+        layout.input_ids[0, 3] = 7
+        assert (policy.forward(layout, 3)[0][0] - logprobs[0]).abs().min() > 1e-4
+    assert torch.allclose(*gradients, atol=1e-6)
+
+
+def test_16_the_mask_counts_lengths_never_ids(tiny_folder, tiny):
+    """An empty answer has no token, EOS alone has one, and a sampled pad token is a token."""
+    _, tokenizer = tiny
+    policy, critic = engines(tiny_folder)
+    prompt, pad, eos = tuple(tokenizer.encode("Ann has 3")), tokenizer.pad_token_id, tokenizer.eos_token_id
+    answers = [(), (eos,), (pad, 5, pad)]
+    batch = RolloutBatch.of([prompt] * 3, answers, [(0.0,) * len(answer) for answer in answers], range(3))
+    assert batch.mask.tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 1]]
+    for shared in (False, True):
+        layout = columns(batch, pad, CPU, shared=shared)
+        for numbers in (policy.forward(layout, 3)[0], critic.forward(layout, 3)):
+            assert torch.equal(numbers != 0, batch.mask.bool())
 
 
 def test_15_eos_has_a_gradient(tiny_folder, tiny):

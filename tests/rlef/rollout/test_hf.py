@@ -37,6 +37,37 @@ def test_5_answers_do_not_depend_on_batch_order_or_padding(tiny, temperature):
         assert np.allclose(a.logprobs, b.logprobs, atol=1e-4) and np.allclose(a.logprobs, c.logprobs, atol=1e-4)
 
 
+def test_5_sampler_and_trainer_agree_at_any_left_padding(tmp_path):
+    """Absolute positions: rotary ones forgive a sampler that counts its padding. The trainer pads right, the sampler left."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from rlef.models import load_policy
+    from rlef.rl.batch import RolloutBatch, columns
+    from rlef.rl.policy import TokenPolicy
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=60, n_embd=32, n_layer=2, n_head=2, n_positions=80, initializer_range=0.3, bos_token_id=1, eos_token_id=1
+    )
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)  # three kinds of dropout, 0.1 each, in its config
+    model = load_policy(tmp_path)
+    prompts = [tuple(torch.randint(3, 60, (length,)).tolist()) for length in (40, 33, 9)]  # 0, 7 and 31 columns of padding
+    wanted = [SampleRequest(prompt, (row, sample)) for row, prompt in enumerate(prompts) for sample in range(3)][:8]
+    params = SamplingParams(20, 1.0, (1, *range(3, 8)))
+    together = HFGenerator(model, 0).generate(wanted, params)
+    alone = [HFGenerator(model, 0).generate([one], params)[0] for one in wanted]
+    assert len({len(one.tokens) for one in together}) > 3
+    batch = RolloutBatch.of(
+        [one.prompt_ids for one in wanted], [one.tokens for one in together], [one.logprobs for one in together], range(8)
+    )
+    model.train()
+    for shared in (False, True):
+        trained, _ = TokenPolicy(model)(columns(batch, 0, torch.device("cpu"), shared=shared), batch.mask.shape[1])
+        assert ((trained - batch.rollout_logprobs).abs() * batch.mask).max() < 1e-4
+    for one, other in zip(together, alone, strict=True):
+        assert one.tokens == other.tokens and np.allclose(one.logprobs, other.logprobs, atol=1e-4)
+
+
 def test_samples_of_one_prompt_differ_and_other_keys_give_other_noise(tiny):
     model, tokenizer = tiny
     first = generate(model, tokenizer, requests(tokenizer))
@@ -99,8 +130,15 @@ def test_16_any_stop_id_ends_an_answer_and_stays_in_it(tiny):
 
 def test_r6_a_stop_token_in_the_prompt_ends_nothing(tiny):
     model, tokenizer = tiny
-    ids = (tokenizer.eos_token_id, *tokenizer.encode("2+2"))
-    assert len(generate(model, tokenizer, [SampleRequest(ids)], stops=(tokenizer.eos_token_id,), temperature=0)[0].tokens) > 0
+    eos = tokenizer.eos_token_id
+    ids = (eos, *tokenizer.encode("2+2"), eos, 9)
+    (one,) = generate(model, tokenizer, [SampleRequest(ids)], temperature=0)
+    assert len(one.tokens) == 24 and not one.finished
+    long = SampleRequest(tuple(tokenizer.encode("2+2" * 9)))
+    padded, _ = HFGenerator(model, eos).generate([SampleRequest(ids), long], SamplingParams(24, 0.0, (eos,)))
+    assert padded.tokens == one.tokens  # 15: with pad == EOS no EOS of a prompt is hidden
+    plain = torch.log_softmax(model(torch.tensor([ids])).logits[0, -1], -1)
+    assert padded.logprobs[0] == pytest.approx(plain[one.tokens[0]].item(), abs=1e-4)
 
 
 def test_keyed_uniforms_are_uniform_and_prefix_stable():

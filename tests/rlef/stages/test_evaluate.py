@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from rlef.stages.evaluate import Outcome, summarise
+from reward_models.process import StepScores
+from rlef.config import Config
+from rlef.models import load_tokenizer
+from rlef.records import Problem, problem_id
+from rlef.rollout.base import Completion
+from rlef.stages.context import StageContext
+from rlef.stages.evaluate import Outcome, _answer, summarise
+from rlef.tracking import Tracker
 
 
 def outcome(number, right, depth=1, answer="1", **votes):
@@ -28,6 +35,27 @@ def test_shares_depths_and_extraction_failures():
     assert found["pass@4"] == 1.0 and found["majority@4"] == 0.5 and found["prm_vote@4"] == 1.0 and found["best_of_4"] == 0.5
     assert found["sampled_pass@1"] == pytest.approx(5 / 8) and found["prm_vote_minus_majority"]["mean"] == 0.5
     assert "majority@4" not in summarise(rows[2:], 4)
+
+
+def test_28_votes_count_equal_numbers_together_and_skip_what_has_no_answer(tiny_folder, tmp_path, monkeypatch):
+    """From sampled text to votes: 18 and 18.0 are one answer, and a solution without one has no vote however well it is scored."""
+    texts = ["1\n#### 5", "2\n#### 18", "3\n#### 18.0", "4\nno answer"]
+    scores = {"1": 0.5, "2": 0.3, "3": 0.3, "4": 0.99}
+
+    def generate(self, requests, params, progress=None):
+        tokenizer = load_tokenizer(tiny_folder)
+        ids = [tokenizer.encode(text) for text in texts[: 1 if params.temperature == 0 else 4]]
+        return [Completion((*row, tokenizer.eos_token_id), (), True) for row in ids]
+
+    class Prm:
+        def score(self, questions, steps, batch_size):
+            return [StepScores(tuple(scores.get(step, 0.9) for step in row)) for row in steps]
+
+    monkeypatch.setattr("rlef.rollout.hf.HFGenerator.generate", generate)
+    config = Config.model_validate({"model": {"random": {}}, "stages": {"evaluate": {"kind": "evaluate", "k": 4}}})
+    ctx = StageContext("evaluate", config, config.stages["evaluate"], {"policy:sft": tiny_folder}, tmp_path, Tracker.null())
+    (one,) = _answer(ctx, ctx.settings, "sft", [Problem(id=problem_id("q"), question="q", answer="18")], Prm())
+    assert (one.sampled_right, one.majority, one.prm_vote, one.best) == (2, True, True, False) and not one.right
 
 
 def test_evidence_pools_pairs_by_problem(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from rlef.symbolic.programs import HELD_OUT_ONE_STEP, LARGEST, NAMES, ONE_STEP, QUESTIONS, SIGNS, TOPICS, Program, Statement, is_held_out
 from rlef.symbolic.render import FLAWS, QUESTION_WORDINGS, WORDINGS, render
-from rlef.symbolic.teacher import OPERATIONS, SymbolicTeacher, as_problem, judge, make_problems
+from rlef.symbolic.teacher import OPERATIONS, TERSE_RATE, SymbolicTeacher, as_problem, judge, make_problems
 
 PROBLEMS = make_problems(300, depths=(1, 5), seed=0, split="train")
 HAND = Program(
@@ -32,7 +32,7 @@ def test_the_domain_is_as_wide_as_it_says():
 
 
 def test_a_hand_made_program():
-    assert [str(step) for step in HAND.steps()] == ["8+5=13", "13-3=10", "10+8=18"]
+    assert [str(step) for step in HAND.steps()] == ["Ben 8+5=13", "Ben 13-3=10", "all 10+8=18"]
     assert HAND.answer == 18 and HAND.depth == 3 and HAND.shape() == "given0 more1<0 lose1 total0<1 ?"
 
 
@@ -49,10 +49,12 @@ def test_every_solution_follows_from_the_text():
         for statement in program(problem).statements:
             if statement.op not in ("total", "difference"):
                 assert re.search(rf"(?<!\d){statement.n}(?!\d)", problem.question), problem.question
-        for step in problem.solution:
-            a, sign, b, value = re.fullmatch(r"(\d+)([-+*/])(\d+)=(\d+)", step).groups()
+        steps = [str(step) for step in program(problem).steps()]
+        for step in steps:
+            a, sign, b, value = re.fullmatch(r"[A-Za-z]+ (\d+)([-+*/])(\d+)=(\d+)", step).groups()
             assert {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b), "/": int(a) / int(b)}[sign] == int(value) <= LARGEST
-        assert problem.answer == problem.solution[-1].split("=")[1] and len(problem.solution) == problem.depth
+        assert problem.answer == steps[-1].split("=")[1] and len(steps) == problem.depth
+        assert list(problem.solution) in (steps, steps[-1:])
 
 
 def test_shapes_are_split_and_every_depth_is_on_both_sides():
@@ -144,19 +146,26 @@ def test_held_out_wordings_are_never_rendered_for_training():
 
 def test_judge_by_hand():
     problem = as_problem(HAND)
-    assert judge(problem, ["8+5=13", "13-3=10", "10+8=18", "#### 18"]) == [True] * 4
-    assert judge(problem, ["5+8=13", "13-3=10", "8+10=18"]) == [True] * 3  # sums commute
-    assert judge(problem, ["8+5=14", "14-3=11", "11+8=19", "#### 19"]) == [False] * 4  # what follows a wrong value is wrong
-    assert judge(problem, ["8+3=11"]) == [False] and judge(problem, ["3-13=10"]) == [False]
-    assert judge(problem, ["13-3=10"]) == [False]  # from a quantity that is not derived yet
-    assert judge(problem, ["8+5=13", "8+5=13"]) == [True, False]  # said twice it leads nowhere
+    assert judge(problem, ["Ben 8+5=13", "Ben 13-3=10", "all 10+8=18", "#### 18"]) == [True] * 4
+    assert judge(problem, ["Ben 5+8=13", "Ben 13-3=10", "all 8+10=18"]) == [True] * 3  # sums commute
+    assert judge(problem, ["Ben 8+5=14", "Ben 14-3=11", "all 11+8=19", "#### 19"]) == [False] * 4  # what follows a wrong value is wrong
+    assert judge(problem, ["Ben 8+3=11"]) == [False] and judge(problem, ["Ben 3-13=10"]) == [False]
+    assert judge(problem, ["Ben 13-3=10"]) == [False]  # from a quantity that is not derived yet
+    assert judge(problem, ["Ben 8+5=13", "Ben 8+5=13"]) == [True, False]  # said twice it leads nowhere
+    assert judge(problem, ["Ann 8+5=13", "8+5=13"]) == [False] * 2  # of another person, of nobody
     assert judge(problem, ["", "9**9=1", "#### 17"]) == [False] * 3
-    assert judge(as_problem(HAND, flaw="no_question"), ["8+5=13"]) == [False]
+    assert judge(as_problem(HAND, flaw="no_question"), ["Ben 8+5=13"]) == [False]
 
 
-def test_every_gold_solution_is_judged_right():
+def test_whole_solutions_are_judged_right_and_terse_ones_are_not():
+    """A terse one reaches the right answer from a quantity that it did not derive: no check of answers notices, the judge does."""
     for problem in PROBLEMS:
-        assert all(judge(problem, [*problem.solution, f"#### {problem.answer}"]))
+        whole = [str(step) for step in program(problem).steps()]
+        assert all(judge(problem, [*whole, f"#### {problem.answer}"]))
+        if problem.depth > 1:
+            assert judge(problem, whole[-1:]) == [False]
+    terse = [len(problem.solution) < problem.depth for problem in PROBLEMS if problem.depth > 1]
+    assert TERSE_RATE - 0.12 < sum(terse) / len(terse) < TERSE_RATE + 0.12
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
