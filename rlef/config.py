@@ -185,6 +185,11 @@ class LabelStage(Stage):
     method: Literal["auto", "symbolic", "judge", "calculator"] = Field(
         default="auto", description="calculator: equations plus Monte Carlo against training answers"
     )
+    corrections: bool = Field(
+        default=False,
+        description="the judge also writes how each wrong solution goes on rightly from before its first error; the reward model learns "
+        "from both, which differ in one step (as in the alternative steps of PRM800K). Not for the calculator",
+    )
     completions: int = Field(default=4, ge=1, description="calculator: Monte Carlo completions of a prefix")
     batch_size: int = Field(default=256, ge=1, description="rows decoded together")
     held_out_fraction: float = Field(

@@ -43,10 +43,6 @@ OPERATIONS = (
 )
 USELESS_RATE = 0.08  # share of evolutions that elimination should catch
 ERROR_RATE = 0.05  # share of sound problems' answers that are wrong
-# Share of written solutions, the seeds' and the teacher's own, that give the last step alone and leave the others to the reader, as many
-# textbooks do. The answer is right, so no filter by answers notices; a small model that imitates it has to do steps in its head and fails.
-# A judge of steps does notice: this is what process rewards can teach and more of the same data cannot.
-TERSE_RATE = 0.6
 # Each flaw hits another aspect; totals are all different, so ranks have no ties between kinds.
 QUALITIES: dict[str | None, tuple[float, float, float]] = {
     None: (1.0, 1.0, 1.0),
@@ -79,24 +75,19 @@ def as_problem(
     solved: bool = False,
     lineage: Lineage | None = None,
 ) -> Problem:
-    """A program as a row. A flawed one has no answer; `solved` adds a solution, whole or terse."""
+    """A program as a row. A flawed one has no answer; `solved` adds the solution."""
     question = render(program, phrasing=phrasing, flaw=flaw)
     sound = flaw is None
     return Problem(
         id=problem_id(question),
         question=question,
         answer=str(program.answer) if sound else None,
-        solution=_written(program.steps(), random.Random(f"written/{program.style}")) if solved and sound else None,
+        solution=tuple(str(step) for step in program.steps()) if solved and sound else None,
         source="symbolic",
         depth=program.depth,
         lineage=lineage,
         truth=Truth(program=program.to_json(), shape=program.shape(), flaw=flaw),
     )
-
-
-def _written(steps: Sequence[Step], rng: random.Random) -> tuple[str, ...]:
-    """All steps, or in a terse solution the last one."""
-    return tuple(str(step) for step in (steps[-1:] if rng.random() < TERSE_RATE else steps))
 
 
 def is_flawed(problem: Problem) -> bool:
@@ -185,7 +176,7 @@ class SymbolicTeacher:
         if is_flawed(problem) or rng.random() < ERROR_RATE:
             wrong = rng.randint(1, LARGEST)
             steps = [*steps[:-1], replace(steps[-1], value=wrong)]
-        lines, answer = _written(steps, rng), str(steps[-1].value)
+        lines, answer = tuple(str(step) for step in steps), str(steps[-1].value)
         text = "\n".join([*lines, f"#### {answer}"])
         return Solution(
             problem_id=problem.id, question=problem.question, steps=lines, answer=answer, text=text, writer=self.name, sample=sample
@@ -222,27 +213,50 @@ class SymbolicTeacher:
             for problem, steps in zip(problems, solutions, strict=True)
         ]
 
+    def continue_solutions(self, problems: Sequence[Problem], prefixes: Sequence[Sequence[str]], *, seed: int) -> list[tuple[str, ...]]:
+        """The derivations that are still missing, and the answer line."""
+        return [_rest(problem, prefix) for problem, prefix in zip(problems, prefixes, strict=True)]
+
 
 def judge(problem: Problem, steps: Sequence[str]) -> list[bool]:
     """Whether each line is right; see `SymbolicTeacher.judge_steps`."""
     if is_flawed(problem) or problem.truth is None:
         return [False] * len(steps)
     program = _program(problem)
-    done = program.execute()
-    needed = program.needed()
-    known = {place for place in needed if done[place][0] is None}
-    # A step said twice leads nowhere the second time.
+    left = _missing(program)
     labels = []
     for text in steps:
         if answer := _ANSWER.fullmatch(text.strip()):
             labels.append(int(answer[1]) == program.answer)
-            continue
-        open_ = [place for place in needed if place not in known and done[place][1] <= known]
-        place = next((place for place in open_ if _derives(text, done[place][0])), None)
-        labels.append(place is not None)
-        if place is not None:
-            known.add(place)
+        else:
+            labels.append(_take(left, program, text))
     return labels
+
+
+def _missing(program: Program) -> dict[int, Step]:
+    """Place -> the derivation that the answer needs, in the order of the statements."""
+    done = program.execute()
+    return {place: step for place in program.needed() if (step := done[place][0]) is not None}
+
+
+def _take(left: dict[int, Step], program: Program, text: str) -> bool:
+    """Whether `text` is one of the derivations `left` from quantities that are given or derived; it is taken out: said twice, it leads
+    nowhere the second time."""
+    reads = program.execute()
+    place = next((place for place, step in left.items() if not reads[place][1] & left.keys() and _derives(text, step)), None)
+    if place is not None:
+        del left[place]
+    return place is not None
+
+
+def _rest(problem: Problem, prefix: Sequence[str]) -> tuple[str, ...]:
+    if is_flawed(problem):
+        return ()
+    program = _program(problem)
+    left = _missing(program)
+    for text in prefix:
+        _take(left, program, text)
+    return (*map(str, left.values()), f"#### {program.answer}")
 
 
 def _derives(text: str, step: Step | None) -> bool:

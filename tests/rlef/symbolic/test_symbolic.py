@@ -9,7 +9,7 @@ import pytest
 
 from rlef.symbolic.programs import HELD_OUT_ONE_STEP, LARGEST, NAMES, ONE_STEP, QUESTIONS, SIGNS, TOPICS, Program, Statement, is_held_out
 from rlef.symbolic.render import FLAWS, QUESTION_WORDINGS, WORDINGS, render
-from rlef.symbolic.teacher import OPERATIONS, TERSE_RATE, SymbolicTeacher, as_problem, judge, make_problems
+from rlef.symbolic.teacher import OPERATIONS, SymbolicTeacher, as_problem, judge, make_problems
 
 PROBLEMS = make_problems(300, depths=(1, 5), seed=0, split="train")
 HAND = Program(
@@ -54,7 +54,7 @@ def test_every_solution_follows_from_the_text():
             a, sign, b, value = re.fullmatch(r"[A-Za-z]+ (\d+)([-+*/])(\d+)=(\d+)", step).groups()
             assert {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b), "/": int(a) / int(b)}[sign] == int(value) <= LARGEST
         assert problem.answer == steps[-1].split("=")[1] and len(steps) == problem.depth
-        assert list(problem.solution) in (steps, steps[-1:])
+        assert list(problem.solution) == steps
 
 
 def test_shapes_are_split_and_every_depth_is_on_both_sides():
@@ -157,15 +157,19 @@ def test_judge_by_hand():
     assert judge(as_problem(HAND, flaw="no_question"), ["Ben 8+5=13"]) == [False]
 
 
-def test_whole_solutions_are_judged_right_and_terse_ones_are_not():
-    """A terse one reaches the right answer from a quantity that it did not derive: no check of answers notices, the judge does."""
+def test_every_gold_solution_is_judged_right():
     for problem in PROBLEMS:
-        whole = [str(step) for step in program(problem).steps()]
-        assert all(judge(problem, [*whole, f"#### {problem.answer}"]))
-        if problem.depth > 1:
-            assert judge(problem, whole[-1:]) == [False]
-    terse = [len(problem.solution) < problem.depth for problem in PROBLEMS if problem.depth > 1]
-    assert TERSE_RATE - 0.12 < sum(terse) / len(terse) < TERSE_RATE + 0.12
+        assert all(judge(problem, [*problem.solution, f"#### {problem.answer}"]))
+
+
+def test_solutions_go_on_rightly_after_any_right_steps():
+    teacher, problem = SymbolicTeacher(), as_problem(HAND)
+    (rest,) = teacher.continue_solutions([problem], [["Ben 8+5=13"]], seed=0)
+    assert rest == ("Ben 13-3=10", "all 10+8=18", "#### 18")
+    prefixes = [one.solution[: place % (one.depth + 1)] for place, one in enumerate(PROBLEMS)]
+    for one, prefix, rest in zip(PROBLEMS, prefixes, teacher.continue_solutions(PROBLEMS, prefixes, seed=0), strict=True):
+        assert (*prefix, *rest) == (*one.solution, f"#### {one.answer}")
+    assert teacher.continue_solutions([as_problem(HAND, flaw="no_question")], [[]], seed=0) == [()]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
