@@ -125,7 +125,7 @@ class ProblemsStage(Stage):
     held_out: int = Field(default=1000, ge=1, description="problems that nothing trains on")
     seed_depths: tuple[int, int] = Field(default=(1, 3), description="symbolic: fewest and most steps of the seeds")
     held_out_depths: tuple[int, int] = Field(default=(1, 5), description="symbolic: fewest and most steps of the held-out problems")
-    max_number: int = Field(default=12, ge=6, description="symbolic: largest quantity in a seed")
+    max_number: int = Field(default=15, ge=6, description="symbolic: largest quantity in a seed")
 
 
 class EvolveStage(Stage):
@@ -184,11 +184,6 @@ class LabelStage(Stage):
     max_tokens: int = Field(default=128, ge=1)
     method: Literal["auto", "symbolic", "judge", "calculator"] = Field(
         default="auto", description="calculator: equations plus Monte Carlo against training answers"
-    )
-    corrections: bool = Field(
-        default=False,
-        description="the judge also writes how each wrong solution goes on rightly from before its first error; the reward model learns "
-        "from both, which differ in one step (as in the alternative steps of PRM800K). Not for the calculator",
     )
     completions: int = Field(default=4, ge=1, description="calculator: Monte Carlo completions of a prefix")
     batch_size: int = Field(default=256, ge=1, description="rows decoded together")

@@ -66,8 +66,4 @@ JUDGE_STEPS = (
     "Here is a problem and a solution with numbered steps. Find the first wrong step. Answer with its number alone, or 0 if all are right.\n\n"
     "Problem: {question}\n\n{steps}\n\nFirst wrong step:"
 )
-CONTINUE = (
-    "Here is a problem and the right first steps of its solution. Write the steps that follow, one short step a line, none of the first ones again. "
-    "End with a line '{marker} ' followed by the final number alone.\n\nProblem: {question}\n\nFirst steps:\n{steps}\n\nSteps that follow:"
-)
 SAME_PROBLEM = "Do these two problems ask for the same thing with the same difficulty? Answer yes or no.\n\nFirst: {first}\n\nSecond: {second}\n\nAnswer:"

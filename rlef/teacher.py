@@ -61,8 +61,3 @@ class StepJudge(Protocol):
     def judge_steps(self, problems: Sequence[Problem], solutions: Sequence[Sequence[str]], *, seed: int) -> list[list[float | None]]:
         """A label a step (1 right, 0 wrong, None not judged). The final answer line, where present, is the last step."""
         ...
-
-    def continue_solutions(self, problems: Sequence[Problem], prefixes: Sequence[Sequence[str]], *, seed: int) -> list[tuple[str, ...]]:
-        """How each solution goes on rightly after its right first steps: the steps that follow, the final answer line last. Empty where
-        the judge does not know."""
-        ...

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from rlef import prompts
-from rlef.answers import canonical, same_answer
+from rlef.answers import canonical
 from rlef.config import ModelSection
 from rlef.records import Lineage, Problem, Solution, problem_id
 from rlef.rollout.remote import ChatModel
@@ -101,20 +101,6 @@ class ChatTeacher:
         ]
         answers = self._ask(texts, seed=seed, temperature=0.0, max_tokens=16)
         return [parse_first_error(answer, len(steps)) for answer, steps in zip(answers, solutions, strict=True)]
-
-    def continue_solutions(self, problems: Sequence[Problem], prefixes: Sequence[Sequence[str]], *, seed: int) -> list[tuple[str, ...]]:
-        """Kept where it ends with an answer, and with the known one if there is one."""
-        texts = [
-            prompts.CONTINUE.format(question=problem.question, steps="\n".join(prefix), marker=self.model.answer_marker)
-            for problem, prefix in zip(problems, prefixes, strict=True)
-        ]
-        rests: list[tuple[str, ...]] = []
-        for problem, text in zip(problems, self._ask(texts, seed=seed), strict=True):
-            steps, answer = prompts.split_answer(text, self.model)
-            known = problem.answer is not None
-            right = answer is not None and (not known or same_answer(answer, str(problem.answer), problem.question))
-            rests.append(tuple(steps) if right else ())
-        return rests
 
     def judge_same(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
         """Whether the two texts of each pair ask for the same with the same difficulty: the rule of no information gain."""

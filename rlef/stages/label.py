@@ -38,7 +38,7 @@ def run(ctx: StageContext) -> dict:
     return {
         "lists": len(lists),
         "solutions": len(steps),
-        "right_solutions": sum(bool(row.correct) for row in steps) / max(1, sum(row.correct is not None for row in steps)),
+        "right_solutions": sum(bool(row.correct) for row in steps) / max(1, len(steps)),
         "right_steps": sum(judged) / max(1, len(judged)),
         **counts,
     }
@@ -91,8 +91,6 @@ def _judge(ctx: StageContext, teacher, seeds: Sequence[Problem], unsolved: Seque
         known = isinstance(teacher, SymbolicTeacher) and all(problem.truth is not None for problem in seeds)
         answered = all(problem.answer is not None for problem in seeds)
         method = "symbolic" if known else "calculator" if answered else "judge"
-    if settings.corrections and method == "calculator":
-        raise UserError(f"{ctx.name}.corrections: a calculator corrects nothing", fix="set method: judge, or corrections: false")
     # The calculator needs training answers, which evolved problems do not have.
     pool = [problem for problem in seeds if problem.answer is not None] if method == "calculator" else unsolved
     chosen = random.Random(f"solutions/{ctx.seed}").sample(pool, min(settings.count, len(pool)))
@@ -164,32 +162,7 @@ def _judge(ctx: StageContext, teacher, seeds: Sequence[Problem], unsolved: Seque
         )
     if not out:
         raise UserError(f"{ctx.name}: the judge judged no step", fix="use another teacher, or method: calculator")
-    corrected = _corrections(ctx, teacher, out, {problem.id: problem for problem in problems}) if settings.corrections else []
-    return out + corrected, {"method": method, "without_steps": empty, "unjudged": unjudged, "corrections": len(corrected)}
-
-
-def _corrections(ctx: StageContext, teacher, rows: Sequence[SteppedSolution], problems: dict[str, Problem]) -> list[SteppedSolution]:
-    """The wrong solutions of the training split, put right from the first error on. Held-out rows stay what the policy itself writes."""
-    wanted: dict[tuple[str, tuple[str, ...]], SteppedSolution] = {}
-    for row in rows:
-        first = next((place for place, label in enumerate(row.labels) if label is not None and label < 0.5), None)
-        if first is not None and row.split == "train":
-            wanted.setdefault((row.problem_id, row.steps[:first]), row)
-    asked = list(wanted.items())
-    out = []
-    with ctx.tracker.progress(f"{ctx.name}: correct", len(asked)) as advance:
-        for start in range(0, len(asked), CHUNK):
-            group = asked[start : start + CHUNK]
-            rests = teacher.continue_solutions(
-                [problems[problem] for (problem, _), _ in group], [prefix for (_, prefix), _ in group], seed=ctx.seed
-            )
-            for ((_, prefix), row), rest in zip(group, rests, strict=True):
-                if rest:
-                    steps = prefix + rest
-                    fields = {"steps": steps, "labels": (1.0,) * len(steps), "labeller": f"{teacher.name}, corrected"}
-                    out.append(row.model_copy(update=fields | {"answer": None, "correct": None}))
-            advance(len(group))
-    return out
+    return out, {"method": method, "without_steps": empty, "unjudged": unjudged}
 
 
 def _calculate(ctx: StageContext, generator: HFGenerator, params: SamplingParams, tokenizer, solutions) -> list[list[float | None]]:

@@ -23,7 +23,7 @@ SIGNS: dict[str, str] = {
     "total": "+", "difference": "-", "split": "/", "cost": "*",
 }  # fmt: skip
 LABELS = {"total": "all", "difference": "diff", "split": "each", "cost": "cost"}
-NAMES = ("Ann", "Ben", "Cal", "Dee", "Eve", "Fay", "Gus", "Hal", "Ida", "Jim", "Kay", "Leo", "Mia", "Ned", "Pam", "Sam")
+NAMES = ("Ann", "Ben", "Cal", "Dee", "Eve", "Fay", "Gus", "Hal", "Ida", "Jim")
 TOPICS = ("apples", "marbles", "coins", "books", "stamps", "shells", "cards", "pencils", "cookies", "balloons", "stickers", "rocks")
 ONE_STEP = frozenset(
     {
@@ -33,11 +33,11 @@ ONE_STEP = frozenset(
     }
 )
 HELD_OUT_ONE_STEP = frozenset({"given0 fewer1<0 ?1", "given0 lose0 ?0", "given0 split0 ?", "given0 given1 total0<1 ?"})
-# No quantity, change and factor exceeds these: difficulty should lie in reading and binding. With larger ones most mistakes of a small
-# model are sums that it has not learnt by heart, which a reward model of its size cannot judge either.
-LARGEST = 20
-LARGEST_CHANGE = 6
-LARGEST_FACTOR = 3
+# No quantity, change and factor exceeds these: difficulty should lie in reading and binding. Up to 50 most mistakes of a small model are
+# sums that it has not learnt by heart, which a reward model of its size cannot judge either.
+LARGEST = 30
+LARGEST_CHANGE = 9
+LARGEST_FACTOR = 4
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,21 @@ FLAWS = ("missing_quantity", "contradiction", "no_question", "ambiguous_referenc
 
 # {w} who, {r} the other person, {n} the number, {t} the topic. The last wording of each list is held out: known words in a new order.
 WORDINGS: dict[str, tuple[str, ...]] = {
-    "given": ("{w} has {n} {t}.", "{w} starts with {n} {t}.", "{w} owns {n} {t}.", "There are {n} {t} with {w}.", "{w} starts with a total of {n} {t}."),
-    "more": ("{w} has {n} more {t} than {r}.", "{w} has {n} {t} more than {r} has.", "{w} owns {n} more {t} than {r} does.", "{w} owns {n} {t} more than {r} owns."),
-    "fewer": ("{w} has {n} fewer {t} than {r}.", "{w} has {n} {t} less than {r} has.", "{w} owns {n} fewer {t} than {r} does.", "{w} owns {n} {t} less than {r} owns."),
-    "times": ("{w} has {n} times as many {t} as {r}.", "{w} has {n} times the {t} of {r}.", "{w} owns {n} times as many as {r}.", "{w} owns {n} times the {t} that {r} has."),
-    "share": ("{w} has 1/{n} as many {t} as {r}.", "{w} has 1/{n} of what {r} has.", "{w} owns 1/{n} as many as {r}.", "{w} owns 1/{n} of the {t} of {r}."),
-    "gain": ("{w} gets {n} more.", "Then {w} buys {n} {t}.", "{w} finds {n} {t}.", "{w} buys {n} more {t}."),
-    "lose": ("{w} loses {n}.", "Then {w} gives away {n} {t}.", "{w} sells {n} {t}.", "Then {w} loses {n} of the {t}."),
-    "multiply": ("Then the {t} of {w} grow to {n} times.", "{w} now has {n} times what {w} had.", "{w} makes it {n} times as many.", "Then {w} has {n} times as many."),
+    "given": ("{w} has {n} {t}.", "{w} starts with {n} {t}.", "{w} has {n} {t} in all."),
+    "more": ("{w} has {n} more {t} than {r}.", "{w} has {n} {t} more than {r} has.", "{w} has {n} more {t} than {r} has."),
+    "fewer": ("{w} has {n} fewer {t} than {r}.", "{w} has {n} {t} less than {r} has.", "{w} has {n} fewer {t} than {r} has."),
+    "times": ("{w} has {n} times as many {t} as {r}.", "{w} has {n} times the {t} of {r}.", "{w} has {n} times as many {t} as {r} has."),
+    "share": ("{w} has 1/{n} as many {t} as {r}.", "{w} has 1/{n} of what {r} has.", "{w} has 1/{n} of the {t} of {r}."),
+    "gain": ("{w} gets {n} more.", "Then {w} buys {n} {t}.", "{w} buys {n} more {t}."),
+    "lose": ("{w} loses {n}.", "Then {w} gives away {n} {t}.", "Then {w} loses {n} {t}."),
+    "multiply": ("Then the {t} of {w} grow to {n} times.", "{w} now has {n} times what {w} had.", "Then {w} has {n} times what {w} had."),
 }  # fmt: skip
 QUESTION_WORDINGS: dict[str | None, tuple[str, ...]] = {
-    None: ("How many {t} does {w} have?", "How many {t} has {w} now?", "Find the {t} of {w}.", "Find how many {t} {w} has."),
-    "total": ("How many {t} do {w} and {r} have in all?", "How many {t} have {w} and {r} together?", "Find the total for {w} and {r}.", "Find the {t} of {w} and {r} together."),
-    "difference": ("How many more {t} has {w} than {r}?", "By how many {t} does {w} beat {r}?", "Find how many more {w} has than {r}.", "Find by how many {t} {w} beats {r}."),
-    "split": ("{w} shares with {n} in equal parts. How many is each part?", "{w} makes {n} equal parts. How many {t} in each?", "{w} fills {n} equal bags. Find the {t} a bag.", "{w} shares the {t} in {n} equal bags. How many in each?"),
-    "cost": ("Each costs {n}. What do the {t} of {w} cost?", "At {n} each, what is the cost for {w}?", "One costs {n}. Find the cost for {w}.", "One costs {n}. What do the {t} of {w} cost?"),
+    None: ("How many {t} does {w} have?", "How many {t} has {w} now?", "How many {t} does {w} now have?"),
+    "total": ("How many {t} do {w} and {r} have in all?", "How many {t} have {w} and {r} together?", "How many {t} do {w} and {r} have together?"),
+    "difference": ("How many more {t} has {w} than {r}?", "By how many {t} does {w} beat {r}?", "How many more {t} does {w} have than {r}?"),
+    "split": ("{w} shares with {n} in equal parts. How many is each part?", "{w} makes {n} equal parts. How many {t} in each?", "{w} makes {n} equal parts. How many {t} is each part?"),
+    "cost": ("Each costs {n}. What do the {t} of {w} cost?", "At {n} each, what is the cost for {w}?", "Each costs {n}. What is the cost for {w}?"),
 }  # fmt: skip
 
 

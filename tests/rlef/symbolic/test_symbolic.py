@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from rlef.symbolic.programs import HELD_OUT_ONE_STEP, LARGEST, NAMES, ONE_STEP, QUESTIONS, SIGNS, TOPICS, Program, Statement, is_held_out
 from rlef.symbolic.render import FLAWS, QUESTION_WORDINGS, WORDINGS, render
-from rlef.symbolic.teacher import OPERATIONS, SymbolicTeacher, as_problem, judge, make_problems
+from rlef.symbolic.teacher import HASTY_RATE, OPERATIONS, SymbolicTeacher, as_problem, judge, make_problems, written
 
 PROBLEMS = make_problems(300, depths=(1, 5), seed=0, split="train")
 HAND = Program(
@@ -26,7 +28,7 @@ def program(problem):
 
 def test_the_domain_is_as_wide_as_it_says():
     assert len(SIGNS) >= 8 and len(TOPICS) >= 10 and len(NAMES) >= 10
-    assert all(len(choices) >= 4 for choices in [*WORDINGS.values(), *QUESTION_WORDINGS.values()])
+    assert all(len(choices) >= 3 for choices in [*WORDINGS.values(), *QUESTION_WORDINGS.values()])
     used = Counter(statement.op for problem in PROBLEMS for statement in program(problem).statements)
     assert set(SIGNS) <= set(used)
 
@@ -54,7 +56,11 @@ def test_every_solution_follows_from_the_text():
             a, sign, b, value = re.fullmatch(r"[A-Za-z]+ (\d+)([-+*/])(\d+)=(\d+)", step).groups()
             assert {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b), "/": int(a) / int(b)}[sign] == int(value) <= LARGEST
         assert problem.answer == steps[-1].split("=")[1] and len(steps) == problem.depth
-        assert list(problem.solution) == steps
+        # One step a line, or in a hasty solution two; each line is true as arithmetic.
+        assert all(eval(line.split(" ", 1)[1].replace("=", "==").replace("/", "//")) for line in problem.solution)
+        assert problem.solution[-1].split("=")[1] == problem.answer and (
+            list(problem.solution) == steps or len(problem.solution) < len(steps)
+        )
 
 
 def test_shapes_are_split_and_every_depth_is_on_both_sides():
@@ -157,19 +163,24 @@ def test_judge_by_hand():
     assert judge(as_problem(HAND, flaw="no_question"), ["Ben 8+5=13"]) == [False]
 
 
-def test_every_gold_solution_is_judged_right():
+def test_whole_solutions_are_judged_right_and_hasty_ones_are_not():
+    """A hasty one reaches the right answer, so no check of answers notices; the judge does, at the line that derives two quantities."""
     for problem in PROBLEMS:
-        assert all(judge(problem, [*problem.solution, f"#### {problem.answer}"]))
+        whole = [str(step) for step in program(problem).steps()]
+        assert all(judge(problem, [*whole, f"#### {problem.answer}"]))
+        if len(problem.solution) < len(whole):
+            first = next(place for place, line in enumerate(problem.solution) if line != whole[place])
+            assert judge(problem, problem.solution)[: first + 1] == [True] * first + [False]
+    hasty = [len(problem.solution) < problem.depth for problem in PROBLEMS if problem.depth > 1]
+    assert HASTY_RATE - 0.15 < sum(hasty) / len(hasty) < HASTY_RATE + 0.1
 
 
-def test_solutions_go_on_rightly_after_any_right_steps():
-    teacher, problem = SymbolicTeacher(), as_problem(HAND)
-    (rest,) = teacher.continue_solutions([problem], [["Ben 8+5=13"]], seed=0)
-    assert rest == ("Ben 13-3=10", "all 10+8=18", "#### 18")
-    prefixes = [one.solution[: place % (one.depth + 1)] for place, one in enumerate(PROBLEMS)]
-    for one, prefix, rest in zip(PROBLEMS, prefixes, teacher.continue_solutions(PROBLEMS, prefixes, seed=0), strict=True):
-        assert (*prefix, *rest) == (*one.solution, f"#### {one.answer}")
-    assert teacher.continue_solutions([as_problem(HAND, flaw="no_question")], [[]], seed=0) == [()]
+def test_a_hasty_solution_by_hand():
+    rng = random.Random(0)
+    found = {written(HAND, rng) for _ in range(40)}
+    assert found == {("Ben 8+5=13", "Ben 13-3=10", "all 10+8=18"), ("Ben 8+5=13", "all 13-3+8=18")}
+    times = replace(HAND, statements=(*HAND.statements[:2], Statement("multiply", 1, None, 2)))
+    assert ("Ben (8+5)*2=26",) in {written(times, rng) for _ in range(40)}
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
