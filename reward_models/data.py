@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from reward_models.losses import IGNORE, masked_after_first_error
@@ -155,16 +156,92 @@ def step_rows(
                 weights[start:column] = [1 / (column - start)] * (column - start)
             start = column + 1
         end = max(column for column in read.columns if values[column] != IGNORE) + 1
-        rows.append({"input_ids": read.ids[:end], "labels": values[:end], "language": weights[:end], "length": end})
+        row = {"question": solution.question, "input_ids": read.ids[:end], "labels": values[:end], "language": weights[:end]}
+        rows.append(row | {"length": end})
     return rows, {reason: count for reason, count in dropped.items() if count}
 
 
+def step_trees(rows: Sequence[dict[str, Any]], max_length: int) -> list[dict[str, Any]]:
+    """The rows of each question merged into trees of at most `max_length` tokens in which a common beginning stands once.
+
+    Every token sees its own beginning alone (`parents`: the token before it, -1 for none), so each step's logit is that of its row, at
+    a fraction of the work. A step that several rows share is judged once, by the mean of its labels.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["question"], []).append(row)
+    return [tree.row() for group in groups.values() for tree in _grown(group, max_length)]
+
+
+def _grown(group: Sequence[dict[str, Any]], max_length: int) -> Iterator[_Tree]:
+    tree = _Tree()
+    for row in group:
+        if tree.ids and len(tree.ids) + tree.added_by(row["input_ids"]) > max_length:
+            yield tree
+            tree = _Tree()
+        tree.add(row)
+    yield tree
+
+
+class _Tree:
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.parents: list[int] = []
+        self.positions: list[int] = []
+        self.labels: list[list[float]] = []
+        self.language: list[float] = []
+        self.places: dict[tuple[int, int], int] = {}  # (parent, token) -> its place
+
+    def added_by(self, ids: Sequence[int]) -> int:
+        """How many of these tokens are new."""
+        parent = -1
+        for known, token in enumerate(ids):
+            if (parent, token) not in self.places:
+                return len(ids) - known
+            parent = self.places[parent, token]
+        return 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        parent = -1
+        for token, label, weight in zip(row["input_ids"], row["labels"], row["language"], strict=True):
+            place = self.places.setdefault((parent, token), len(self.ids))
+            if place == len(self.ids):
+                self.ids.append(token)
+                self.parents.append(parent)
+                self.positions.append(self.positions[parent] + 1 if parent >= 0 else 0)
+                self.labels.append([])
+                self.language.append(0.0)
+            if label != IGNORE:
+                self.labels[place].append(label)
+            self.language[place] = max(self.language[place], weight)  # a wrong step may begin like a right one
+            parent = place
+
+    def row(self) -> dict[str, Any]:
+        labels = [sum(found) / len(found) if found else IGNORE for found in self.labels]
+        return {
+            "input_ids": self.ids, "parents": self.parents, "position_ids": self.positions,
+            "labels": labels, "language": self.language, "length": len(self.ids),
+        }  # fmt: skip
+
+
 def collate_steps(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Labels are padded with IGNORE, never with a token id."""
+    """Labels are padded with IGNORE, never with a token id. Trees get a mask (B, 1, L, L) of what each token sees, and their parents."""
     batch = pad([row["input_ids"] for row in rows], pad_id)
     labels = torch.full(batch["input_ids"].shape, IGNORE)
     language = torch.zeros(batch["input_ids"].shape)
     for index, row in enumerate(rows):
         labels[index, : len(row["labels"])] = torch.tensor(row["labels"])
         language[index, : len(row["language"])] = torch.tensor(row["language"])
+    if "parents" in rows[0]:
+        width = labels.shape[1]
+        parents = torch.zeros(labels.shape, dtype=torch.long)
+        seen = np.zeros((len(rows), width, width), dtype=bool)
+        seen[:, np.arange(width), np.arange(width)] = True  # padding sees itself: a row that sees nothing would be NaN
+        for index, row in enumerate(rows):
+            for place, parent in enumerate(row["parents"]):
+                if parent >= 0:
+                    seen[index, place] |= seen[index, parent]
+            parents[index, : row["length"]] = torch.tensor(row["parents"]).clamp(min=0)
+            batch["position_ids"][index, : row["length"]] = torch.tensor(row["position_ids"])
+        batch |= {"attention_mask": torch.from_numpy(seen)[:, None], "parents": parents}
     return batch | {"labels": labels, "language": language}

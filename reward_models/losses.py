@@ -69,13 +69,18 @@ def masked_after_first_error(labels: list[float | None], threshold: float = 0.5)
     return kept
 
 
-def language_loss(hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def language_loss(
+    hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, parents: torch.Tensor | None = None
+) -> torch.Tensor:
     """Weighted sum of -log p(token | what stands before it), in fp32.
 
-    hidden: (B, L, H) last hidden states; head: (V, H); ids: (B, L); weights: (B, L), of each token as a target, 0 for none.
+    hidden: (B, L, H) last hidden states; head: (V, H); ids: (B, L); weights: (B, L), of each token as a target, 0 for none; parents:
+    (B, L) place of the token before each, None: the column before it.
     """
-    kept = weights[:, 1:] > 0
-    logits = hidden[:, :-1][kept] @ head.T.to(hidden.dtype)  # (N, V)
+    rows, columns = torch.nonzero(weights[:, 1:] > 0, as_tuple=True)
+    columns = columns + 1
+    before = columns - 1 if parents is None else parents[rows, columns]
+    logits = hidden[rows, before] @ head.T.to(hidden.dtype)  # (N, V)
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    losses = cross_entropy(logits, ids[:, 1:][kept], reduction="none")
-    return (losses * weights[:, 1:][kept]).sum()
+    losses = cross_entropy(logits, ids[rows, columns], reduction="none")
+    return (losses * weights[rows, columns]).sum()

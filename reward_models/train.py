@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 
 from reward_models import metrics
 from reward_models.config import InstructionModelConfig, ProcessModelConfig
-from reward_models.data import SortedSteps, collate_lists, collate_steps, instruction_rows, step_rows
+from reward_models.data import SortedSteps, collate_lists, collate_steps, instruction_rows, step_rows, step_trees
 from reward_models.errors import UserError
 from reward_models.evaluate import evaluate_instruction, evaluate_process
 from reward_models.instruction import Calibration, InstructionRewardModel, fit_slope, save_calibration, score_texts
@@ -30,7 +30,8 @@ ANCHORS = 2  # items of other seeds compared with each list
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How to optimise. Sizes are in ranked lists (IRM) or solutions (PRM); `batch_size` is that of an optimiser step over all processes."""
+    """How to optimise. Sizes are in ranked lists (IRM) or problems with their solutions (PRM); `batch_size` is that of an optimiser step
+    over all processes."""
 
     learning_rate: float = 1e-4
     batch_size: int = 32
@@ -92,7 +93,9 @@ def steps_loss(
     loss = step_loss(output.logits[..., 0], inputs["labels"], balance=balance)
     if head is not None:
         hidden = output.hidden_states[-1]
-        loss = loss + language_weight * language_loss(hidden, head.to(hidden.device), inputs["input_ids"], inputs["language"])
+        loss = loss + language_weight * language_loss(
+            hidden, head.to(hidden.device), inputs["input_ids"], inputs["language"], inputs.get("parents")
+        )
     return loss
 
 
@@ -163,7 +166,9 @@ def train_process(
     head = language_head(init) if settings.language_weight > 0 else None
     loss = partial(steps_loss, balance=balance, head=head, language_weight=settings.language_weight)
     pad_id = int(tokenizer.pad_token_id)
-    model = _fit(model, tokenizer, data, partial(collate_steps, pad_id=pad_id), loss, settings.epochs, out, options)
+    # Other kernels take no mask of a tree.
+    trees = step_trees(data, settings.max_length) if model.config._attn_implementation == "sdpa" else data
+    model = _fit(model, tokenizer, trees, partial(collate_steps, pad_id=pad_id), loss, settings.epochs, out, options)
     if model is None:
         return {}
     Path(out, SETTINGS).write_text(

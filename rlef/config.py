@@ -185,6 +185,12 @@ class LabelStage(Stage):
     method: Literal["auto", "symbolic", "judge", "calculator"] = Field(
         default="auto", description="calculator: equations plus Monte Carlo against training answers"
     )
+    perturbed: int = Field(
+        default=0,
+        ge=0,
+        description="for each solution of the training split so many copies up to a right step in which one number, sign or name is "
+        "changed, judged like the others: the reward model has to read the values, not guess from the problem. Not for the calculator",
+    )
     completions: int = Field(default=4, ge=1, description="calculator: Monte Carlo completions of a prefix")
     batch_size: int = Field(default=256, ge=1, description="rows decoded together")
     held_out_fraction: float = Field(

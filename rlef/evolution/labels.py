@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -14,6 +15,10 @@ from rlef.teacher import Quality
 # Possessive throughout: with plain quantifiers a run of 20 digits that no "=" follows takes 20 seconds, and each digit doubles it.
 _EQUATION = re.compile(r"((?:[-+*/x×÷\s$()%]|\d[\d,]*+\.?+\d*+)++)=\s*\$?\s*([-+]?\d[\d,]*\.?\d*)")
 _TOKEN = re.compile(r"\d[\d,]*\.?\d*|[-+*/()]")
+_PART = re.compile(r"\d+|[A-Za-z]+|\s+|.", re.DOTALL)
+_STARTERS = frozenset(
+    ["How", "What", "Find", "The", "There", "Then", "If", "At", "By", "Each", "It", "Every", "In", "On", "A", "An"]
+)  # capital letters that name nobody
 _LONGEST = 120  # characters of an equation
 
 
@@ -90,6 +95,31 @@ def _calculate(expression: str) -> Fraction | None:
         return value if position == len(tokens) else None
     except (ValueError, ZeroDivisionError, IndexError):
         return None
+
+
+def perturbed(step: str, before: str, rng: random.Random) -> str | None:
+    """`step` with one number, sign or name changed: into another of `before` (the problem and its earlier steps), or a number near it.
+
+    None where there is nothing to change. Whether the result is wrong is for a judge to say.
+    """
+    parts = _PART.findall(step)
+    choices: list[tuple[int, list[str]]] = []
+    for place, part in enumerate(parts):
+        if part.isdecimal() and len(part) < 10:
+            near = [str(int(part) + change) for change in (-3, -2, -1, 1, 2, 3) if int(part) + change > 0]
+            others = near + [found for found in re.findall(r"\d+", before) if len(found) < 10]
+        elif part in ("+", "-", "*", "/"):
+            others = ["+", "-", "*", "/"]
+        else:
+            others = [word for word in re.findall(r"\b[A-Z][a-z]+", before) if word not in _STARTERS] if part.istitle() else []
+        others = [other for other in others if other != part]
+        if others:
+            choices.append((place, others))
+    if not choices:
+        return None
+    place, others = rng.choice(choices)
+    parts[place] = rng.choice(others)
+    return "".join(parts)
 
 
 def calculator_labels(steps: Sequence[str], success: Sequence[float | None]) -> list[float | None]:

@@ -9,7 +9,7 @@ from reward_models.records import RankedList, SteppedSolution
 from rlef.answers import canonical, same_answer
 from rlef.config import LabelStage
 from rlef.errors import UserError
-from rlef.evolution.labels import calculator_labels, monte_carlo, ranked_items
+from rlef.evolution.labels import calculator_labels, monte_carlo, perturbed, ranked_items
 from rlef.evolution.teachers import make_teacher
 from rlef.models import decode, load_policy, load_tokenizer, model_folder, pick_device, prompt_ids, stop_ids
 from rlef.prompts import split_answer
@@ -38,7 +38,7 @@ def run(ctx: StageContext) -> dict:
     return {
         "lists": len(lists),
         "solutions": len(steps),
-        "right_solutions": sum(bool(row.correct) for row in steps) / max(1, len(steps)),
+        "right_solutions": sum(bool(row.correct) for row in steps) / max(1, sum(row.correct is not None for row in steps)),
         "right_steps": sum(judged) / max(1, len(judged)),
         **counts,
     }
@@ -162,7 +162,37 @@ def _judge(ctx: StageContext, teacher, seeds: Sequence[Problem], unsolved: Seque
         )
     if not out:
         raise UserError(f"{ctx.name}: the judge judged no step", fix="use another teacher, or method: calculator")
+    if settings.perturbed and method != "calculator":
+        out += _perturb(ctx, teacher, out, {problem.id: problem for problem in problems})
     return out, {"method": method, "without_steps": empty, "unjudged": unjudged}
+
+
+def _perturb(ctx: StageContext, teacher, rows: Sequence[SteppedSolution], problems: dict[str, Problem]) -> list[SteppedSolution]:
+    """Right beginnings of training solutions whose last step is changed in one place. Held-out rows stay what the policy itself writes."""
+    settings: LabelStage = ctx.settings
+    rng = random.Random(f"perturbed/{ctx.seed}")
+    wanted: dict[tuple[str, tuple[str, ...]], SteppedSolution] = {}
+    for row in rows:
+        right = next((place for place, label in enumerate(row.labels) if label is None or label < 0.5), len(row.labels))
+        if row.split == "train" and right:
+            for _ in range(settings.perturbed):
+                last = rng.randrange(right)
+                changed = perturbed(row.steps[last], " ".join((row.question, *row.steps[:last])), rng)
+                if changed is not None:
+                    wanted[row.problem_id, (*row.steps[:last], changed)] = row
+    asked = list(wanted.items())
+    out = []
+    with ctx.tracker.progress(f"{ctx.name}: perturb", len(asked)) as advance:
+        for start in range(0, len(asked), CHUNK):
+            group = asked[start : start + CHUNK]
+            steps = [written for (_, written), _ in group]
+            judged = teacher.judge_steps([problems[problem] for (problem, _), _ in group], steps, seed=ctx.seed)
+            for written, labels, (_, row) in zip(steps, judged, group, strict=True):
+                if any(label is not None for label in labels):
+                    fields = {"steps": written, "labels": tuple(labels), "labeller": f"{row.labeller}, perturbed"}
+                    out.append(row.model_copy(update=fields | {"answer": None, "correct": None}))
+            advance(len(group))
+    return out
 
 
 def _calculate(ctx: StageContext, generator: HFGenerator, params: SamplingParams, tokenizer, solutions) -> list[list[float | None]]:

@@ -43,11 +43,6 @@ OPERATIONS = (
 )
 USELESS_RATE = 0.08  # share of evolutions that elimination should catch
 ERROR_RATE = 0.05  # share of sound problems' answers that are wrong
-# Share of written solutions, the seeds' and the teacher's own, that do two steps on a line, "Cal 12+5-3=14", as people and textbooks do.
-# Their answers are right, so no filter by answers notices; a model that imitates them has to do a step in its head, and fails more often.
-# A judge of steps does notice, since a line must derive one quantity. It is the habit that process rewards can mend in the embedded domain
-# and more of the same data cannot.
-HASTY_RATE = 0.6
 # Each flaw hits another aspect; totals are all different, so ranks have no ties between kinds.
 QUALITIES: dict[str | None, tuple[float, float, float]] = {
     None: (1.0, 1.0, 1.0),
@@ -80,44 +75,19 @@ def as_problem(
     solved: bool = False,
     lineage: Lineage | None = None,
 ) -> Problem:
-    """A program as a row. A flawed one has no answer; `solved` adds the solution, some of them hasty."""
+    """A program as a row. A flawed one has no answer; `solved` adds the solution."""
     question = render(program, phrasing=phrasing, flaw=flaw)
     sound = flaw is None
     return Problem(
         id=problem_id(question),
         question=question,
         answer=str(program.answer) if sound else None,
-        solution=written(program, random.Random(f"written/{program.style}")) if solved and sound else None,
+        solution=tuple(str(step) for step in program.steps()) if solved and sound else None,
         source="symbolic",
         depth=program.depth,
         lineage=lineage,
         truth=Truth(program=program.to_json(), shape=program.shape(), flaw=flaw),
     )
-
-
-def written(program: Program, rng: random.Random) -> tuple[str, ...]:
-    """The steps, one a line; in a hasty solution a step that only the next one reads is done on that one's line."""
-    steps = program.steps()
-    lines = [str(step) for step in steps]
-    if rng.random() >= HASTY_RATE:
-        return tuple(lines)
-    reads = _reads(program)
-    place = len(steps) - 1
-    while place > 0:
-        one, two = steps[place - 1], steps[place]
-        if two.a == one.value and place - 1 in reads[place] and sum(place - 1 in row for row in reads) == 1:
-            inner = f"({one.a}{one.sign}{one.b})" if two.sign in "*/" and one.sign in "+-" else f"{one.a}{one.sign}{one.b}"
-            lines[place - 1 : place + 1] = [f"{two.label} {inner}{two.sign}{two.b}={two.value}"]
-            place -= 1  # no three steps on a line
-        place -= 1
-    return tuple(lines)
-
-
-def _reads(program: Program) -> list[set[int]]:
-    """For each step the earlier steps that it reads."""
-    done = program.execute()
-    number = {place: index for index, place in enumerate(place for place in program.needed() if done[place][0] is not None)}
-    return [{number[place] for place in done[one][1] if place in number} for one in number]
 
 
 def is_flawed(problem: Problem) -> bool:
@@ -203,7 +173,7 @@ class SymbolicTeacher:
 
     def _answer(self, problem: Problem, sample: int, rng: random.Random) -> Solution:
         program = _program(problem)
-        lines, answer = written(program, rng), str(program.answer)
+        lines, answer = tuple(str(step) for step in program.steps()), str(program.answer)
         if is_flawed(problem) or rng.random() < ERROR_RATE:
             answer = str(rng.randint(1, LARGEST))
             lines = (*lines[:-1], f"{lines[-1].partition('=')[0]}={answer}")

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer, TrainerCallback
 
 from reward_models.config import InstructionModelConfig, ProcessModelConfig
-from reward_models.data import SortedSteps, collate_lists, collate_steps, instruction_rows, step_columns, step_rows
+from reward_models.data import SortedSteps, collate_lists, collate_steps, instruction_rows, step_columns, step_rows, step_trees
 from reward_models.errors import UserError
 from reward_models.instruction import CALIBRATION, Calibration, InstructionRewardModel, save_calibration
 from reward_models.losses import IGNORE
@@ -113,6 +113,47 @@ def test_what_stands_behind_the_last_label_is_cut_and_changes_nothing(prm):
     whole["input_ids"] = read.ids
     losses = [steps_loss(prm.model, collate_steps([one], 0), balance=(1.0, 1.0)).item() for one in (data, whole)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_a_tree_gives_each_step_the_logit_and_the_gradient_of_its_own_row(prm):
+    """Solutions that share a beginning, and one of another question; against the rows one by one, shared steps counted once."""
+    texts = [("a b", "c"), ("a b", "d e"), ("a f", "c"), ("a b", "c", "g")]
+    labels = [(1, 1), (1, 0), (0, None), (1, 1, 0)]
+    rows = [SteppedSolution(problem_id="p", question="q", steps=s, labels=v, labeller="x") for s, v in zip(texts, labels, strict=True)]
+    rows.append(SteppedSolution(problem_id="r", question="q 2", steps=("a b",), labels=(0,), labeller="x"))
+    data, _ = step_rows(rows, prm.tokenizer, separator="<|step|>", max_length=200, mask_after_first_error=True)
+    trees = step_trees(data, 200)
+    assert len(trees) == 2 and trees[0]["length"] <= sum(row["length"] for row in data[:4]) / 2
+    head = torch.randn(len(prm.tokenizer), prm.model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    options = {"balance": (1.0, 1.0), "head": head, "language_weight": 0.7}
+    prm.model.zero_grad()
+    loss = steps_loss(prm.model, collate_steps(trees, 0), **options)
+    loss.backward()
+    packed = torch.cat([p.grad.flatten().clone() for p in prm.model.parameters() if p.grad is not None])
+    # By hand: what an earlier row has judged already is taken out of the later ones.
+    once = [
+        {"labels": [IGNORE if column in known else label for column, label in enumerate(row["labels"])]}
+        | {"language": [0.0 if column <= known_to else weight for column, weight in enumerate(row["language"])]}
+        for row, known, known_to in ((data[1], _marks(data[1], 1), _end(data[1], 1)), (data[3], _marks(data[3], 2), _end(data[3], 2)))
+    ]
+    plain = [data[0], data[1] | once[0], data[2], data[3] | once[1], data[4]]
+    prm.model.zero_grad()
+    expected = sum(steps_loss(prm.model, collate_steps([row], 0), **options) for row in plain)
+    expected.backward()
+    alone = torch.cat([p.grad.flatten().clone() for p in prm.model.parameters() if p.grad is not None])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert (packed - alone).abs().max() < 1e-5 * alone.abs().max()
+    small = step_trees(data, max(row["length"] for row in data))
+    assert len(small) > 2 and all(row["length"] <= max(one["length"] for one in data) for row in small)
+
+
+def _marks(row, count):
+    """Columns of its first `count` labels."""
+    return [column for column, label in enumerate(row["labels"]) if label != IGNORE][:count]
+
+
+def _end(row, count):
+    return _marks(row, count)[-1]
 
 
 def test_rows_of_an_optimiser_step_are_sorted_and_every_epoch_has_all_rows_in_another_order():

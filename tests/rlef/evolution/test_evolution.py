@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import random
+import re
 
 import pytest
 
@@ -11,7 +13,7 @@ from rlef.errors import UserError
 from rlef.evolution.chat import ChatTeacher, parse_first_error, parse_quality
 from rlef.evolution.decontamination import Duplicates, HeldOut
 from rlef.evolution.elimination import eliminated_by
-from rlef.evolution.labels import calculator_labels, check_equations, monte_carlo, ranked_items
+from rlef.evolution.labels import calculator_labels, check_equations, monte_carlo, perturbed, ranked_items
 from rlef.evolution.operations import choose_operations
 from rlef.records import Problem, Solution, problem_id
 from rlef.stages.respond import choose_solution
@@ -184,3 +186,13 @@ def test_the_chat_teacher_answers_and_judges():
     assert (quality.definition, quality.precision, quality.integrity) == (0.8, 1.0, 0.3)
     assert teacher("Step 2").judge_steps([problem(PARENT)], [["a", "b", "c"]], seed=0) == [[1.0, 0.0, None]]
     assert parse_first_error("0", 2) == [1.0, 1.0] and parse_first_error("hm", 2) == [None, None] and parse_quality("definition 3") is None
+
+
+def test_a_perturbed_step_differs_in_one_number_sign_or_name():
+    rng, step, before = random.Random(0), "Ben 8+5=13", "Ann has 8 apples. Then Ben gets 40 more than Ann and Cal has."
+    found = {perturbed(step, before, rng) for _ in range(400)}
+    assert step not in found and {"Ann 8+5=13", "Cal 8+5=13", "Ben 40+5=13", "Ben 8*5=13", "Ben 8+5=12"} <= found
+    for text in found:
+        old, new = (re.findall(r"[A-Za-z]+|\d+|[-+*/]", one) for one in (step, text))
+        assert len(old) == len(new) and sum(a != b for a, b in zip(old, new, strict=True)) == 1
+    assert perturbed("so it is", "Ann has 8", rng) is None

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 
 from rlef.symbolic.programs import HELD_OUT_ONE_STEP, LARGEST, NAMES, ONE_STEP, QUESTIONS, SIGNS, TOPICS, Program, Statement, is_held_out
 from rlef.symbolic.render import FLAWS, QUESTION_WORDINGS, WORDINGS, render
-from rlef.symbolic.teacher import HASTY_RATE, OPERATIONS, SymbolicTeacher, as_problem, judge, make_problems, written
+from rlef.symbolic.teacher import OPERATIONS, SymbolicTeacher, as_problem, judge, make_problems
 
 PROBLEMS = make_problems(300, depths=(1, 5), seed=0, split="train")
 HAND = Program(
@@ -56,11 +54,7 @@ def test_every_solution_follows_from_the_text():
             a, sign, b, value = re.fullmatch(r"[A-Za-z]+ (\d+)([-+*/])(\d+)=(\d+)", step).groups()
             assert {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b), "/": int(a) / int(b)}[sign] == int(value) <= LARGEST
         assert problem.answer == steps[-1].split("=")[1] and len(steps) == problem.depth
-        # One step a line, or in a hasty solution two; each line is true as arithmetic.
-        assert all(eval(line.split(" ", 1)[1].replace("=", "==").replace("/", "//")) for line in problem.solution)
-        assert problem.solution[-1].split("=")[1] == problem.answer and (
-            list(problem.solution) == steps or len(problem.solution) < len(steps)
-        )
+        assert problem.answer == steps[-1].split("=")[1] and list(problem.solution) == steps and len(steps) == problem.depth
 
 
 def test_shapes_are_split_and_every_depth_is_on_both_sides():
@@ -163,24 +157,9 @@ def test_judge_by_hand():
     assert judge(as_problem(HAND, flaw="no_question"), ["Ben 8+5=13"]) == [False]
 
 
-def test_whole_solutions_are_judged_right_and_hasty_ones_are_not():
-    """A hasty one reaches the right answer, so no check of answers notices; the judge does, at the line that derives two quantities."""
+def test_every_gold_solution_is_judged_right():
     for problem in PROBLEMS:
-        whole = [str(step) for step in program(problem).steps()]
-        assert all(judge(problem, [*whole, f"#### {problem.answer}"]))
-        if len(problem.solution) < len(whole):
-            first = next(place for place, line in enumerate(problem.solution) if line != whole[place])
-            assert judge(problem, problem.solution)[: first + 1] == [True] * first + [False]
-    hasty = [len(problem.solution) < problem.depth for problem in PROBLEMS if problem.depth > 1]
-    assert HASTY_RATE - 0.15 < sum(hasty) / len(hasty) < HASTY_RATE + 0.1
-
-
-def test_a_hasty_solution_by_hand():
-    rng = random.Random(0)
-    found = {written(HAND, rng) for _ in range(40)}
-    assert found == {("Ben 8+5=13", "Ben 13-3=10", "all 10+8=18"), ("Ben 8+5=13", "all 13-3+8=18")}
-    times = replace(HAND, statements=(*HAND.statements[:2], Statement("multiply", 1, None, 2)))
-    assert ("Ben (8+5)*2=26",) in {written(times, rng) for _ in range(40)}
+        assert all(judge(problem, [*problem.solution, f"#### {problem.answer}"]))
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
