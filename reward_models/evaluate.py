@@ -102,7 +102,11 @@ def evaluate_process(
 
 
 def _votes(solutions: Sequence[SteppedSolution], scores: Sequence[float]) -> dict[str, float]:
-    """Accuracy of majority, weighted vote and best-of over the solutions of each problem, where answers and their truth are given."""
+    """Accuracy of majority, weighted vote and best-of over the solutions of each problem, where answers and their truth are given.
+
+    `within_problem`: share of pairs of a right and a wrong solution of one problem whose scores are in order. 0.5 is chance, whatever
+    the AUROC: a model that only knows which problems are hard has a good AUROC, and is no help to a vote or to RL.
+    """
     groups: dict[str, list[int]] = defaultdict(list)
     for place, row in enumerate(solutions):
         if row.correct is not None:
@@ -117,6 +121,9 @@ def _votes(solutions: Sequence[SteppedSolution], scores: Sequence[float]) -> dic
             "weighted_vote": metrics.weighted_vote(answers, weights),
             "best_of": metrics.best_of(answers, weights),
         }
+        good = [scores[place] for place in places if solutions[place].correct]
+        bad = [scores[place] for place in places if not solutions[place].correct]
+        outcomes["within_problem"] += [float(high > low) + 0.5 * (high == low) for high in good for low in bad]
         for name, answer in chosen.items():
             outcomes[name].append(float(answer is not None and answer in right))
     return {name: _mean(values) for name, values in outcomes.items()}

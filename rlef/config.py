@@ -125,7 +125,7 @@ class ProblemsStage(Stage):
     held_out: int = Field(default=1000, ge=1, description="problems that nothing trains on")
     seed_depths: tuple[int, int] = Field(default=(1, 3), description="symbolic: fewest and most steps of the seeds")
     held_out_depths: tuple[int, int] = Field(default=(1, 5), description="symbolic: fewest and most steps of the held-out problems")
-    max_number: int = Field(default=15, ge=6, description="symbolic: largest quantity in a seed")
+    max_number: int = Field(default=12, ge=6, description="symbolic: largest quantity in a seed")
 
 
 class EvolveStage(Stage):

@@ -16,9 +16,8 @@ from rlef.teacher import Quality
 _EQUATION = re.compile(r"((?:[-+*/x×÷\s$()%]|\d[\d,]*+\.?+\d*+)++)=\s*\$?\s*([-+]?\d[\d,]*\.?\d*)")
 _TOKEN = re.compile(r"\d[\d,]*\.?\d*|[-+*/()]")
 _PART = re.compile(r"\d+|[A-Za-z]+|\s+|.", re.DOTALL)
-_STARTERS = frozenset(
-    ["How", "What", "Find", "The", "There", "Then", "If", "At", "By", "Each", "It", "Every", "In", "On", "A", "An"]
-)  # capital letters that name nobody
+# Words whose capital letter names nobody.
+_STARTERS = frozenset(("How", "What", "Find", "The", "There", "Then", "If", "At", "By", "Each", "It", "Every", "In", "On", "A", "An"))
 _LONGEST = 120  # characters of an equation
 
 

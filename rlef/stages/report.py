@@ -2,35 +2,104 @@
 
 from __future__ import annotations
 
+import difflib
 import html
 import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rlef.charts import line_chart
+from rlef.charts import interval_chart, line_chart
 from rlef.errors import UserError
 from rlef.records import Eliminated, Problem, Rollout, read_jsonl
 from rlef.stages.context import StageContext
 
 STAGE_VERSION = 1
-PER_OPERATION, PER_RULE, ROLLOUTS = 2, 2, 12  # examples shown
+PER_OPERATION, PER_RULE, ROLLOUTS = 2, 1, 12  # examples shown
+SAME_TEXT = 0.4  # share of common words from which a rewrite is shown with its new words marked
+
+TITLES = {
+    "irm": "Instruction reward model: r_I, is this a good problem?",
+    "prm": "Process reward model: r_A, is each step right?",
+    "sft": "SFT: learning from solved examples",
+    "ppo": "PPO: learning from the two rewards",
+    "dpo": "DPO: learning from pairs ranked by the two rewards",
+    "rft": "RFT: imitating the samples with the best rewards",
+}
+OPERATIONS = {
+    "up.add_constraint": "one more condition",
+    "up.concretise": "general words made specific",
+    "up.add_step": "one more reasoning step",
+    "down.drop_step": "one reasoning step fewer",
+    "down.smaller_numbers": "smaller numbers",
+    "down.easier_revision": "an easier version",
+    "down.easier_topic": "an easier problem on another topic",
+    "breadth.new_topic": "a new problem on another topic",
+}
+RULES = {
+    "no_information_gain": "says the same as its parent",
+    "refusal": "the teacher refused",
+    "stop_words": "nothing but filler words",
+    "leaked_prompt": "repeats words of the rewriting prompt",
+    "no_answer": "the teacher returned nothing usable",
+    "exact_duplicate": "same text as an earlier problem",
+    "near_duplicate": "almost the text of an earlier problem",
+    "held_out_text": "shares text with a held-out test problem",
+    "held_out_shape": "same calculation as a held-out test problem",
+}
+FLAWS = {
+    "ambiguous_reference": "unclear who is meant",
+    "contradiction": "two sentences contradict each other",
+    "missing_quantity": "a number is missing",
+    "no_question": "nothing is asked",
+}
+MEASURES = {
+    "pair_accuracy": "pairs put in the judge's order; 0.5 is guessing, 1 is perfect",
+    "cross_seed_accuracy": "the same for pairs from different seeds",
+    "kendall_tau": "agreement on whole ranked lists, from -1 to 1",
+    "length_correlation": "of score and text length; near 0: length alone earns nothing",
+    "slope": "scale from raw scores to win rates",
+    "step_auroc": "chance that a right step scores above a wrong one; 0.5 is guessing, 1 is perfect",
+    "step_accuracy": "steps on the right side of 0.5",
+    "balanced_accuracy": "the same, right and wrong steps weighing equally",
+    "auprc_errors": "wrong steps found by low scores: precision averaged over recall",
+    "ece": "calibration error: how far the scores are from true chances; 0 is best",
+    "brier": "mean squared error of the scores as chances; 0 is best",
+    "first_error_f1": "finds the first wrong step, or that there is none; 1 is perfect",
+    "threshold": "a step below it counts as wrong in first_error_f1",
+    "majority": "problems solved by the most frequent answer of the labelled samples",
+    "weighted_vote": "the same, votes weighted by r_A",
+    "best_of": "the same, taking the sample with the best r_A",
+    "pairs": "pairs compared",
+    "steps": "steps measured",
+    "truncated": "answers too long to score",
+    "train_lists": "ranked lists learned from",
+    "held_out_lists": "ranked lists held out",
+    "train_solutions": "solutions learned from",
+    "held_out_solutions": "solutions held out",
+    "right_steps": "share of right steps among those measured",
+}
 
 STYLE = """
-:root{--bg:#fff;--fg:#1b1f24;--dim:#59636e;--line:#d5dbe1;--box:#f6f8fa;--c1:#0969da;--c2:#bf3989;--c3:#1a7f37;--c4:#9a6700}
-@media(prefers-color-scheme:dark){:root{--bg:#0d1117;--fg:#e6edf3;--dim:#9198a1;--line:#30363d;--box:#161b22;--c1:#58a6ff;--c2:#f778ba;--c3:#56d364;--c4:#e3b341}}
+:root{color-scheme:light dark;--bg:#fff;--fg:#1b1f24;--dim:#59636e;--line:#d5dbe1;--box:#f6f8fa;--mark:#d2f4da;--c1:#0969da;--c2:#bf3989;--c3:#1a7f37;--c4:#9a6700}
+@media(prefers-color-scheme:dark){:root{--bg:#0d1117;--fg:#e6edf3;--dim:#9198a1;--line:#30363d;--box:#161b22;--mark:#12401f;--c1:#58a6ff;--c2:#f778ba;--c3:#56d364;--c4:#e3b341}}
 body{background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:0 auto;padding:16px}
-h1{font-size:26px;margin:8px 0}h2{font-size:19px;margin:34px 0 8px;border-bottom:1px solid var(--line)}h3{font-size:15px;margin:16px 0 4px}
+h1{font-size:26px;margin:8px 0;overflow-wrap:anywhere}h2{font-size:19px;margin:34px 0 8px;border-bottom:1px solid var(--line)}h3{font-size:15px;margin:18px 0 4px}
+a{color:var(--c1)}nav{display:flex;flex-wrap:wrap;gap:2px 16px;margin:12px 0}p,li{max-width:80ch}li{margin:2px 0}ul{padding-left:20px}
 table{border-collapse:collapse;display:block;overflow-x:auto;margin:8px 0}td,th{padding:4px 10px;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}th{color:var(--dim);font-weight:600}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(280px,1fr));gap:10px}svg{background:var(--box);border-radius:6px;width:100%}
-svg text{fill:var(--fg);font:12px system-ui}svg .a{fill:var(--dim);font-size:10px}svg .g{stroke:var(--line)}
-.card{background:var(--box);border-radius:6px;padding:8px 12px;margin:8px 0;overflow-wrap:anywhere}.dim{color:var(--dim)}
-.step{display:block;border-left:6px solid;padding-left:8px;margin:2px 0;white-space:pre-wrap;font-family:ui-monospace,monospace;font-size:13px}
+th{color:var(--dim);font-weight:600;white-space:nowrap}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.bars{display:table;width:100%}.bars td{vertical-align:middle;overflow-wrap:anywhere}.bars td:last-child{width:45%}.bars div{background:var(--c1);height:10px;border-radius:2px;min-width:1px}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(320px,100%),1fr));gap:10px;margin:8px 0}svg{background:var(--box);border-radius:6px;width:100%}
+svg text{fill:var(--fg);font:12px system-ui,sans-serif}svg .a{fill:var(--dim);font-size:11px}svg .g{stroke:var(--line)}
+.card{background:var(--box);border-radius:6px;padding:8px 12px;margin:8px 0;overflow-wrap:anywhere;white-space:pre-line}.dim{color:var(--dim)}
+mark{background:var(--mark);color:inherit;border-radius:3px;padding:0 2px}
+.step{display:block;border-left:6px solid;padding-left:8px;margin:3px 0;white-space:pre-wrap;font-family:ui-monospace,monospace;font-size:13px}
+@media(max-width:600px){td,th{padding:4px 6px}th,th.n{white-space:normal}.bars td:last-child{width:25%}}
 """
 
 
@@ -53,17 +122,35 @@ def write_report(run_dir: Path) -> Path:
         if kind == "evaluate":
             results |= _json(run_dir / name / "results.json")
     sections = [
-        _summary(run_dir, manifests, kinds, results),
-        _comparison(results),
-        *(_evolution(run_dir / name, manifests[name]) for name, kind in kinds.items() if kind == "evolve"),
-        *(_reward_model(name, kind, manifests[name], metrics) for name, kind in kinds.items() if kind in ("irm", "prm")),
-        *(_training(name, kind, metrics) for name, kind in kinds.items() if kind in ("sft", "ppo", "dpo", "rft")),
-        *(_rollouts(name, run_dir / name / "rollouts.jsonl") for name, kind in kinds.items() if kind == "ppo"),
-        _timeline(manifests, kinds),
+        ("Policies compared", _comparison(results)),
+        *(
+            (_title("What evolved", name, kind), _evolution(run_dir / name, manifests[name]))
+            for name, kind in kinds.items()
+            if kind == "evolve"
+        ),
+        *(
+            (_title(TITLES[kind], name, kind), _reward_model(kind, manifests[name], metrics[name]))
+            for name, kind in kinds.items()
+            if kind in ("irm", "prm")
+        ),
+        *(
+            (_title(TITLES[kind], name, kind), _training(kind, manifests[name], metrics[name]))
+            for name, kind in kinds.items()
+            if kind in ("sft", "ppo", "dpo", "rft")
+        ),
+        *(
+            (_title("Sample answers at the end of PPO", name, kind), _rollouts(run_dir, name, kinds))
+            for name, kind in kinds.items()
+            if kind == "ppo"
+        ),
+        ("Stages", _timeline(run_dir, manifests, kinds)),
     ]
+    sections = [(title, body) for title, body in sections if body]
+    links = "".join(f"<a href='#s{place}'>{_e(title.split(':')[0])}</a>" for place, (title, _) in enumerate(sections))
     page = (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>"
-        f"<title>rlef: {_e(run_dir.name)}</title><style>{STYLE}</style><body>{''.join(sections)}</body></html>"
+        f"<title>rlef: {_e(run_dir.resolve().name)}</title><style>{STYLE}</style><body>{_summary(run_dir, config, manifests, kinds, results, metrics)}"
+        f"<nav>{links}</nav>{''.join(f'<h2 id=s{place}>{_e(title)}</h2>{body}' for place, (title, body) in enumerate(sections))}</body></html>"
     )
     target = run_dir / "report.html"
     partial = run_dir / "report.html.partial"
@@ -75,7 +162,14 @@ def write_report(run_dir: Path) -> Path:
 # --------------------------------------------------------------------------------------------- sections
 
 
-def _summary(run_dir: Path, manifests: dict[str, Any], kinds: dict[str, str], results: dict[str, Any]) -> str:
+def _summary(
+    run_dir: Path,
+    config: dict[str, Any],
+    manifests: dict[str, Any],
+    kinds: dict[str, str],
+    results: dict[str, Any],
+    metrics: dict[str, Any],
+) -> str:
     done = sum(bool(manifest) for name, manifest in manifests.items() if kinds[name] != "report")
     total = sum(kind != "report" for kind in kinds.values())
     seconds = sum(manifest.get("seconds", 0) for manifest in manifests.values())
@@ -87,42 +181,78 @@ def _summary(run_dir: Path, manifests: dict[str, Any], kinds: dict[str, str], re
             aside = f"; {flawed:.0%} of the kept ones are flawed, which only the symbolic teacher knows" if flawed else ""
             sentences.append(f"{result['made']} evolutions were made and {result['kept']} kept{aside}.")
         if kind == "irm" and result:
-            sentences.append(f"The instruction reward model orders {result['pair_accuracy']:.0%} of held-out pairs as the judge does.")
-        if kind == "prm" and result:
-            sentences.append(f"The process reward model tells right from wrong steps with an AUROC of {_number(result['step_auroc'])}.")
+            sentences.append(
+                f"The instruction reward model orders {_percent(result['pair_accuracy'])} of held-out pairs of problems as the judge does (50% is guessing)."
+            )
+        if kind == "prm" and result.get("step_auroc") is not None:
+            sentences.append(
+                f"The process reward model scores a right step above a wrong one in {_percent(result['step_auroc'])} of cases (its AUROC; 50% is guessing)."
+            )
+        rewards = metrics[name].get("reward/total", [])
+        if kind == "ppo" and rewards:
+            state = "" if manifests[name] else ", not finished"
+            sentences.append(
+                f"{name}: {rewards[-1][0]} of {config['stages'][name].get('iterations', '?')} iterations{state}; mean reward {_number(rewards[0][1])} at the first, {_number(rewards[-1][1])} at the last."
+            )
     for policy, row in results.items():
         if "gain" in row:
             low, high = row["gain"]["ci95"]
             sure = "above" if low > 0 else "below" if high < 0 else "not clearly different from"
             sentences.append(
-                f"{policy} answers {row['pass@1']:.1%} of the held-out problems, {sure} {row['gain']['over']} ({row['gain']['mean']:+.1%}, 95 % interval {low:+.1%} to {high:+.1%})."
+                f"{policy} answers {row['pass@1']:.1%} of the held-out problems, {sure} {row['gain']['over']}: {_gain(row['gain'])} (95% interval)."
             )
-    return f"<h1>{_e(run_dir.name)}</h1><p>{' '.join(_e(sentence) for sentence in sentences)}</p>"
+    lead = (
+        "A teacher rewrites seed problems into harder, easier and different ones. Two reward models learn from judged examples: r_I scores a problem, "
+        "r_A the steps of an answer, where the worst step counts. The policy then learns to raise r_I × r_A"
+    )
+    known = any(stage.get("use_answers") for stage in config["stages"].values())
+    lead += ", with known answers as a check on r_A." if known else "; no known answer enters that reward."
+    return f"<h1>{_e(run_dir.resolve().name)}</h1><p>{lead}</p><ul>{''.join(f'<li>{_e(sentence)}' for sentence in sentences)}</ul>"
 
 
 def _comparison(results: dict[str, Any]) -> str:
     if not results:
-        return ""
+        return "<p class=dim>Not evaluated yet: rerun the same command to continue.</p>"
     shares = sorted(
         {key for row in results.values() for key in row if "@" in key or key.startswith("best_of")} - {"pass@1", "sampled_pass@1"}
     )
     depths = sorted({depth for row in results.values() for depth in row.get("by_depth", {})}, key=int)
-    head = ["policy", "n", "pass@1", "95 %", *shares, "no answer", *(f"depth {depth}" for depth in depths)]
+    over = next((row["gain"]["over"] for row in results.values() if "gain" in row), None)
+    head = ["policy", "problems", "pass@1", "95% interval", *([f"minus {over} (95% interval)"] if over else []), *shares]
     rows = []
     for policy, row in results.items():
         low, high = row["ci95"]
+        gain = [_gain(row["gain"]) if "gain" in row else "–"] if over else []
         rows.append(
-            [
-                policy,
-                row["n"],
-                _percent(row["pass@1"]),
-                f"{low:.1%} – {high:.1%}",
-                *(_percent(row.get(key)) for key in shares),
-                _percent(row["extraction_failures"]),
-            ]
-            + [_percent(row["by_depth"].get(depth)) for depth in depths]
+            [policy, row["n"], _percent(row["pass@1"]), f"{low:.1%} to {high:.1%}", *gain, *(_percent(row.get(key)) for key in shares)]
         )
-    return "<h2>Policies on the same held-out problems</h2>" + _table(head, rows)
+    parts = [
+        "<p>Every policy answers the same held-out problems. An interval is where the true value lies with 95% confidence; "
+        "a difference is sure where its interval does not hold 0.</p>",
+        _charts(
+            interval_chart("solved greedily (pass@1)", {policy: (row["pass@1"], *row["ci95"]) for policy, row in results.items()}),
+            interval_chart(
+                f"difference from {over}",
+                {policy: (row["gain"]["mean"], *row["gain"]["ci95"]) for policy, row in results.items() if "gain" in row},
+            ),
+        ),
+        _table(head, rows),
+    ]
+    voters = max((row.get("vote_n", 0) for row in results.values()), default=0)
+    if voters:
+        parts.append(
+            f"<p class=dim>With k samples, on the first {voters} problems: pass@k, any is right; majority@k, the most frequent answer is; "
+            "prm_vote@k, the same weighted by r_A; best_of_k, the sample with the best r_A is.</p>"
+        )
+    votes = [[policy, _gain(row["prm_vote_minus_majority"])] for policy, row in results.items() if "prm_vote_minus_majority" in row]
+    if votes:
+        parts.append(_table(["policy", "vote weighted by r_A minus majority (95% interval)"], votes))
+    lost = [
+        [policy, _percent(row["extraction_failures"]), *(_percent(row["by_depth"].get(depth)) for depth in depths)]
+        for policy, row in results.items()
+    ]
+    parts.append("<h3>pass@1 by depth (reasoning steps), and answers that could not be read</h3>")
+    return "".join(parts) + _table(["policy", "no answer", *(f"depth {depth}" for depth in depths)], lost)
 
 
 def _evolution(folder: Path, manifest: dict[str, Any]) -> str:
@@ -130,106 +260,181 @@ def _evolution(folder: Path, manifest: dict[str, Any]) -> str:
         return ""
     result = manifest["result"]
     evolved = _rows(folder / "evolved.jsonl", Problem)
-    dropped = _rows(folder / "eliminated.jsonl", Eliminated)
-    texts = {problem.id: problem.question for problem in evolved}
-    texts |= {problem.id: problem.question for problem in _rows(folder.parent / "problems" / "seeds.jsonl", Problem)}
+    seeds = _rows(folder.parent / "problems" / "seeds.jsonl", Problem)
+    known = {problem.id: problem for problem in [*seeds, *evolved]}
     shown: dict[str, list[str]] = defaultdict(list)
+    flawed: dict[str, str] = {}
     for problem in evolved:
-        if problem.lineage and len(shown[problem.lineage.operation]) < PER_OPERATION and problem.lineage.parent in texts:
-            flaw = f" <span class=dim>(flawed: {_e(problem.truth.flaw)})</span>" if problem.truth and problem.truth.flaw else ""
-            shown[problem.lineage.operation].append(
-                f"<div class=card><span class=dim>before:</span> {_e(texts[problem.lineage.parent])}<br><span class=dim>after:</span> {_e(problem.question)}{flaw}</div>"
-            )
+        if problem.lineage is None or problem.lineage.parent not in known:
+            continue
+        flaw = problem.truth.flaw if problem.truth else None
+        if flaw:
+            flawed.setdefault(flaw, f"<h3>{_named(flaw, FLAWS)}</h3>" + _rewrite(known[problem.lineage.parent], problem))
+        elif len(shown[problem.lineage.operation]) < PER_OPERATION:
+            shown[problem.lineage.operation].append(_rewrite(known[problem.lineage.parent], problem))
     rules: dict[str, list[str]] = defaultdict(list)
-    for row in dropped:
+    for row in _rows(folder / "eliminated.jsonl", Eliminated):
         if len(rules[row.rule]) < PER_RULE:
-            rules[row.rule].append(f"<div class=card>{_e(row.problem.question)}</div>")
-    parts = [f"<h2>What evolved</h2><p>{result['made']} made, {result['kept']} kept.</p>"]
-    parts.append(_table(["operation", "kept"], sorted(result["operations"].items())))
-    parts += [f"<h3>{_e(operation)}</h3>{''.join(cards)}" for operation, cards in sorted(shown.items())]
-    parts.append("<h2>What was eliminated</h2>" + _table(["rule", "rows"], sorted(result["eliminated"].items())))
-    parts += [f"<h3>{_e(rule)}</h3>{''.join(cards)}" for rule, cards in sorted(rules.items())]
+            parent = known.get(row.problem.lineage.parent) if row.problem.lineage else None
+            rules[row.rule].append(_rewrite(parent, row.problem))
+    parts = [
+        f"<p>{result['made']} made, {result['kept']} kept. New words are <mark>marked</mark>.</p>",
+        _bars((OPERATIONS, name, count) for name, count in _most(result["operations"])),
+        _line_of(evolved, known),
+    ]
+    parts += [f"<h3>{_named(operation, OPERATIONS)}</h3>{''.join(cards)}" for operation, cards in sorted(shown.items())]
+    if flawed:
+        parts.append("<h2>Flawed but kept</h2><p>The elimination rules cannot see these flaws; r_I has to learn to.</p>")
+        parts += [flawed[flaw] for flaw in sorted(flawed)]
+    parts.append("<h2>What was eliminated, and why</h2>" + _bars((RULES, rule, count) for rule, count in _most(result["eliminated"])))
+    parts += [f"<h3>{_named(rule, RULES)}</h3>{''.join(cards)}" for rule, cards in sorted(rules.items())]
     return "".join(parts)
 
 
-def _reward_model(name: str, kind: str, manifest: dict[str, Any], metrics: dict[str, dict[str, list]]) -> str:
-    result = manifest.get("result", {}) if manifest else {}
-    title = "Instruction reward model" if kind == "irm" else "Process reward model"
-    scalars = [(key, _number(value)) for key, value in result.items() if isinstance(value, int | float) and not isinstance(value, bool)]
-    parts = [f"<h2>{title} ({_e(name)})</h2>", _charts(line_chart("loss", {"loss": metrics[name].get(f"{kind}/loss", [])}))]
-    parts.append(_table(["held-out measure", "value"], scalars))
-    for key, label in (("by_flaw", "sound against flawed, by flaw"), ("by_gap", "by rank gap"), ("by_depth", "step AUROC by depth")):
-        if result.get(key):
-            parts.append(f"<h3>{label}</h3>" + _table(list(result[key]), [[_number(value) for value in result[key].values()]]))
-    return "".join(parts)
-
-
-def _training(name: str, kind: str, metrics: dict[str, dict[str, list]]) -> str:
-    found = metrics[name]
-    if not found:
+def _line_of(evolved: Sequence[Problem], known: dict[str, Problem]) -> str:
+    """Of the longest lines from a seed, all sound, one that ends with the most steps."""
+    lines: dict[str, list[Problem]] = {}
+    for problem in evolved:  # parents come before their children
+        if problem.lineage and problem.lineage.parent in known and not (problem.truth and problem.truth.flaw):
+            parent = known[problem.lineage.parent]
+            lines[problem.id] = [*lines.get(parent.id, [parent]), problem]
+    longest = max(lines.values(), key=lambda line: (len(line), line[-1].depth or 0), default=[])
+    if len(longest) < 3:
         return ""
+    steps = [f"<span class=dim>seed:</span> {_e(longest[0].question)}"]
+    for parent, child in pairwise(longest):
+        assert child.lineage is not None
+        steps.append(
+            f"<span class=dim>round {child.lineage.round}, {OPERATIONS.get(child.lineage.operation, _e(child.lineage.operation))}:</span> {_marked(parent, child)}"
+        )
+    return f"<h3>One problem through the rounds</h3><div class=card>{'<br>'.join(steps)}</div>"
+
+
+def _rewrite(parent: Problem | None, child: Problem) -> str:
+    if parent is None:
+        return f"<div class=card>{_e(child.question)}</div>"
+    depths = f" <span class=dim>({parent.depth} → {child.depth} steps)</span>" if parent.depth and child.depth else ""
+    return f"<div class=card><span class=dim>before:</span> {_e(parent.question)}<br><span class=dim>after:</span> {_marked(parent, child)}{depths}</div>"
+
+
+def _marked(parent: Problem, child: Problem) -> str:
+    """The child's question; its new words are marked where it is a revision and not another problem."""
+    old, new = parent.question.split(), child.question.split()
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    if matcher.ratio() < SAME_TEXT:
+        return _e(child.question)
+    pieces = [(tag, _e(" ".join(new[start:end]))) for tag, _, _, start, end in matcher.get_opcodes() if end > start]
+    return " ".join(text if tag == "equal" else f"<mark>{text}</mark>" for tag, text in pieces)
+
+
+def _reward_model(kind: str, manifest: dict[str, Any], metrics: dict[str, list]) -> str:
+    result = manifest.get("result", {}) if manifest else {}
+    parts = [_charts(line_chart("training loss", {"loss": metrics.get(f"{kind}/loss", [])}, "optimiser step"))]
+    if not result:
+        return "".join(parts) if any(metrics.values()) else ""
+    for key, word, label in (
+        ("by_flaw", "", "Sound problem above a flawed one, by flaw (0.5 is guessing)"),
+        ("by_gap", "distance ", "Right order by distance in the judge's ranking (0.5 is guessing)"),
+        ("by_depth", "depth ", "Step AUROC by the problem's depth in reasoning steps (0.5 is guessing)"),
+    ):
+        if result.get(key):
+            parts.append(f"<h3>{label}</h3>" + _bars(((FLAWS, word + name, value) for name, value in result[key].items()), most=1.0))
+    parts.append(
+        "<h3>All measures, on held-out data</h3>"
+        + _table(["measure", "value", "meaning"], [(key, value, MEASURES.get(key, "")) for key, value in _scalars(result)])
+    )
+    return "".join(parts)
+
+
+def _training(kind: str, manifest: dict[str, Any], found: dict[str, list]) -> str:
+    if not found and not manifest:
+        return ""
+
+    def one(title: str, key: str) -> str:
+        return line_chart(title, {"": found.get(key, [])}, "iteration" if kind == "ppo" else "optimiser step")
+
     if kind == "ppo":
+        note = (
+            "Good signs: the total reward rises, KL (how far the policy has moved from its start) stays small, and exact match with the known answers rises too. "
+            "A reward that rises while exact match falls means that the policy fools the reward models."
+        )
         charts = [
             line_chart(
-                "reward (mean of samples)",
-                {"total": found.get("reward/total", []), "r_I": found.get("reward/instruction", []), "r_A": found.get("reward/answer", [])},
+                "reward, mean of samples",
+                {
+                    "r_I": found.get("reward/instruction", []),
+                    "r_A": found.get("reward/answer", []),
+                    "total = r_I × r_A": found.get("reward/total", []),
+                },
+                "iteration",
             ),
-            line_chart("exact match of samples (for the eye only)", {"": found.get("monitor/exact_match", [])}),
-            line_chart("KL to the start, nats an answer", {"": found.get("ppo/kl", [])}),
-            line_chart("length, tokens", {"": found.get("rollout/length", [])}),
-            line_chart("steps an answer", {"": found.get("rollout/steps", [])}),
-            line_chart("entropy, nats a token", {"": found.get("ppo/entropy", [])}),
-            line_chart("clip fraction", {"": found.get("ppo/clip_fraction", [])}),
-            line_chart("explained variance of the critic", {"": found.get("value/explained_variance", [])}),
-            line_chart("value loss", {"": found.get("value/loss", [])}),
-            line_chart("finished answers", {"": found.get("rollout/finished", [])}),
+            one("samples that match the known answer", "monitor/exact_match"),
+            one("KL from the start, nats an answer", "ppo/kl"),
+            one("length, tokens an answer", "rollout/length"),
+            one("steps an answer", "rollout/steps"),
+            one("share of answers that end by themselves", "rollout/finished"),
+            one("entropy (variety), nats a token", "ppo/entropy"),
+            one("share of clipped tokens", "ppo/clip_fraction"),
+            one("critic: explained variance, 1 is best", "value/explained_variance"),
+            one("critic: loss", "value/loss"),
             line_chart(
-                "seconds an iteration", {part: found.get(f"time/{part}", []) for part in ("rollout", "reward", "forward", "update")}
+                "seconds an iteration",
+                {part: found.get(f"time/{part}", []) for part in ("rollout", "reward", "forward", "update")},
+                "iteration",
             ),
-            line_chart("tokens a second", {"": found.get("perf/tokens_per_second", [])}),
+            one("tokens a second", "perf/tokens_per_second"),
         ]
-    else:
-        losses = {"train": found.get(f"{kind}/loss", []), "held back": found.get(f"{kind}/eval_loss", [])}
-        charts = [
-            line_chart("loss", losses),
-            line_chart("reward accuracy", {"": found.get(f"{kind}/rewards_accuracies", [])}),
-            line_chart("reward margin", {"": found.get(f"{kind}/rewards_margins", [])}),
-        ]
-    return f"<h2>{_e(kind.upper())} ({_e(name)})</h2>" + _charts(*charts)
+        return f"<p>{note}</p>" + _charts(*charts)
+    losses = {"training": found.get(f"{kind}/loss", []), "held back": found.get(f"{kind}/eval_loss", [])}
+    charts = _charts(
+        line_chart("loss", losses, "optimiser step"),
+        one("pairs in the right order", f"{kind}/rewards_accuracies"),
+        one("margin between the two of a pair", f"{kind}/rewards_margins"),
+    )
+    return charts + (_table(["result", "value"], _scalars(manifest["result"])) if manifest else "")
 
 
-def _rollouts(name: str, file: Path) -> str:
-    rows = _rows(file, Rollout)[:ROLLOUTS]
+def _rollouts(run_dir: Path, name: str, kinds: dict[str, str]) -> str:
+    """One sample a problem before a second one of any; the known answer, which the policy never saw, stands beside it."""
+    rows = sorted(_rows(run_dir / name / "rollouts.jsonl", Rollout), key=lambda row: row.sample)[:ROLLOUTS]
     if not rows:
         return ""
+    wanted = {row.problem_id for row in rows}
+    files = [run_dir / stage / {"problems": "seeds.jsonl", "evolve": "evolved.jsonl"}.get(kind, "") for stage, kind in kinds.items()]
+    known = {problem.id: problem for file in files for problem in _rows(file, Problem) if problem.id in wanted}
     cards = []
     for row in rows:
-        lines = [line for line in row.text.splitlines() if line.strip()]
         steps = []
-        for place, line in enumerate(lines):
+        for place, line in enumerate(line for line in row.text.splitlines() if line.strip()):
             score = row.step_scores[place] if place < len(row.step_scores) else None
             colour = f"hsl({120 * score:.0f} 65% 45%)" if score is not None else "gray"
-            steps.append(
-                f'<span class=step style="border-color:{colour}">{_e(line)} <span class=dim>{"" if score is None else f"{score:.2f}"}</span></span>'
-            )
+            shown = "    " if score is None else f"{score:.2f}"
+            steps.append(f'<span class=step style="border-color:{colour}"><span class=dim>{shown}</span> {_e(line)}</span>')
         cards.append(
             f"<div class=card>{_e(row.question)}{''.join(steps)}<span class=dim>r_I {row.instruction:.2f} × r_A {row.answer:.2f} = {row.total:.2f}, "
-            f"{row.length} tokens{'' if row.finished else ', cut off'}</span></div>"
+            f"{row.length} tokens{'' if row.finished else ', cut off'}{_known(known.get(row.problem_id))}</span></div>"
         )
-    return f"<h2>Last samples of {_e(name)}</h2>{''.join(cards)}"
+    note = "The number before each step is its score: how sure the process reward model is that the step is right. r_A is the lowest of them, or 0 where no answer can be read."
+    return f"<p>{note}</p>{''.join(cards)}"
 
 
-def _timeline(manifests: dict[str, Any], kinds: dict[str, str]) -> str:
+def _known(problem: Problem | None) -> str:
+    if problem is None:
+        return ""
+    if problem.truth and problem.truth.flaw:
+        return f"; the problem is flawed: {_e(FLAWS.get(problem.truth.flaw, problem.truth.flaw))}"
+    return f"; known answer {_e(problem.answer)}" if problem.answer else ""
+
+
+def _timeline(run_dir: Path, manifests: dict[str, Any], kinds: dict[str, str]) -> str:
     longest = max((manifest.get("seconds", 0) for manifest in manifests.values()), default=0) or 1
     rows = []
     for name, manifest in manifests.items():
         if kinds[name] == "report":
             continue
-        seconds = manifest.get("seconds") if manifest else None
-        width = 100 * (seconds or 0) / longest
-        bar = f'<div style="background:var(--c1);height:10px;width:{width:.0f}%;min-width:1px"></div>'
-        rows.append(f"<tr><td>{_e(name)}<td class=n>{'not done' if seconds is None else f'{seconds:.0f} s'}<td style='width:60%'>{bar}")
-    return f"<h2>Stages</h2><table style='display:table;width:100%'>{''.join(rows)}</table>"
+        state = f"{manifest['seconds']:.0f} s" if manifest else "begun" if (run_dir / name / "started.json").is_file() else "not begun"
+        rows.append(f"<tr><td>{_e(name)}<td class=n>{state}{_bar(manifest.get('seconds', 0), longest)}")
+    return f"<table class=bars>{''.join(rows)}</table>"
 
 
 # ---------------------------------------------------------------------------------------------- helpers
@@ -239,14 +444,43 @@ def _e(value: object) -> str:
     return html.escape(str(value))
 
 
-def _number(value: float) -> str:
-    return (
-        "–"
-        if value is None or (isinstance(value, float) and math.isnan(value))
-        else f"{value:.3g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+def _scalars(result: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(key, _number(value)) for key, value in result.items() if isinstance(value, int | float) and not isinstance(value, bool)]
+
+
+def _title(title: str, name: str, kind: str) -> str:
+    return title if name == kind else f"{title} ({name})"
+
+
+def _named(name: str, meanings: dict[str, str]) -> str:
+    return _e(name) + (f" <span class=dim>{_e(meanings[name])}</span>" if name in meanings else "")
+
+
+def _most(counts: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: -item[1])
+
+
+def _bar(value: float | None, most: float) -> str:
+    return f"<td><div style='width:{100 * value / most:.0f}%'></div>" if value and value > 0 else "<td>"
+
+
+def _bars(rows: Iterable[tuple[dict[str, str], str, float | None]], most: float | None = None) -> str:
+    """Rows of (meanings of names, name, value), each with a bar; the longest is `most` or else the largest value."""
+    listed = list(rows)
+    top = most or max((value or 0 for _, _, value in listed), default=0) or 1
+    cells = [f"<tr><td>{_named(name, meanings)}<td class=n>{_number(value)}{_bar(value, top)}" for meanings, name, value in listed]
+    return f"<table class=bars>{''.join(cells)}</table>" if cells else "<p class=dim>None.</p>"
+
+
+def _gain(gain: dict[str, Any]) -> str:
+    low, high = gain["ci95"]
+    return f"{100 * gain['mean']:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f}"
+
+
+def _number(value: float | None) -> str:
+    if value is None or math.isnan(value):  # a measure without data
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _percent(value: float | None) -> str:
@@ -254,8 +488,10 @@ def _percent(value: float | None) -> str:
 
 
 def _table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    body = "".join("<tr>" + "".join(f"<td{' class=n' if index else ''}>{_e(cell)}" for index, cell in enumerate(row)) for row in rows)
-    return f"<table><tr>{''.join(f'<th>{_e(cell)}' for cell in head)}{body}</table>"
+    """Columns after the first are numbers, and stand right; one called meaning is text."""
+    kinds = [" class=n" if place and cell != "meaning" else "" for place, cell in enumerate(head)]
+    body = "".join("<tr>" + "".join(f"<td{kind}>{_e(cell)}" for kind, cell in zip(kinds, row, strict=True)) for row in rows)
+    return f"<table><tr>{''.join(f'<th{kind}>{_e(cell)}' for kind, cell in zip(kinds, head, strict=True))}{body}</table>"
 
 
 def _charts(*charts: str) -> str:

@@ -33,11 +33,11 @@ ONE_STEP = frozenset(
     }
 )
 HELD_OUT_ONE_STEP = frozenset({"given0 fewer1<0 ?1", "given0 lose0 ?0", "given0 split0 ?", "given0 given1 total0<1 ?"})
-# No quantity, change and factor exceeds these: difficulty should lie in reading and binding. Up to 50 most mistakes of a small model are
+# No quantity, change and factor exceeds these: difficulty should lie in reading and binding. Up to 50, most mistakes of a small model are
 # sums that it has not learnt by heart, which a reward model of its size cannot judge either.
-LARGEST = 30
-LARGEST_CHANGE = 9
-LARGEST_FACTOR = 4
+LARGEST = 20
+LARGEST_CHANGE = 6
+LARGEST_FACTOR = 3
 
 
 @dataclass(frozen=True)

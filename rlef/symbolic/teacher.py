@@ -55,7 +55,7 @@ _STEP = re.compile(r"([A-Za-z]{1,20}) (\d{1,9})([-+*/])(\d{1,9})=(\d{1,9})")
 _ANSWER = re.compile(r"#### *(\d{1,9})")
 
 
-def make_problems(count: int, *, depths: tuple[int, int], seed: int, split: Phrasing, max_number: int = 15) -> list[Problem]:
+def make_problems(count: int, *, depths: tuple[int, int], seed: int, split: Phrasing, max_number: int = 12) -> list[Problem]:
     """`count` sound problems with distinct texts, depths in turn. split "held_out": shapes that training never has."""
     rng = random.Random(f"problems/{split}/{seed}")
     problems: dict[str, Problem] = {}
@@ -101,7 +101,7 @@ class SymbolicTeacher:
     name = "symbolic"
     operations = OPERATIONS
 
-    def __init__(self, *, flaw_rate: float = 0.25, max_depth: int = 5, max_number: int = 15) -> None:
+    def __init__(self, *, flaw_rate: float = 0.25, max_depth: int = 5, max_number: int = 12) -> None:
         self.flaw_rate, self.max_depth, self.max_number = flaw_rate, max_depth, max_number
 
     # ------------------------------------------------------------------------------------------ evolve

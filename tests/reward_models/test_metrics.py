@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reward_models import metrics
+from reward_models.evaluate import _votes
+from reward_models.records import SteppedSolution
 
 
 def test_auroc_and_auprc():
@@ -64,3 +66,14 @@ def test_28_equal_scores_are_the_plain_count(answers, weight):
     votes = [answer for answer in answers if answer is not None]
     expected = max(dict.fromkeys(votes), key=votes.count) if votes else None
     assert metrics.weighted_vote(answers, [weight] * len(answers)) == metrics.majority_vote(answers) == expected
+
+
+def test_within_a_problem_only_pairs_of_its_own_solutions_count():
+    """Scores that know the problems alone, hard from easy, are at chance."""
+    solutions = [
+        SteppedSolution(problem_id=problem, question=problem, steps=("x",), labels=(1,), labeller="x", answer=str(place), correct=right)
+        for place, (problem, right) in enumerate([("easy", True), ("easy", True), ("easy", False), ("hard", False), ("hard", True)])
+    ]
+    assert _votes(solutions, [0.9, 0.9, 0.9, 0.1, 0.1])["within_problem"] == 0.5
+    assert _votes(solutions, [0.9, 0.2, 0.5, 0.1, 0.3])["within_problem"] == pytest.approx(2 / 3)
+    assert math.isnan(_votes(solutions[:2], [0.9, 0.9])["within_problem"])

@@ -7,9 +7,9 @@ import json
 import pytest
 import yaml
 
-from rlef.charts import line_chart
+from rlef.charts import interval_chart, line_chart
 from rlef.errors import UserError
-from rlef.records import Eliminated, Lineage, Problem, Rollout, problem_id, write_jsonl
+from rlef.records import Eliminated, Lineage, Problem, Rollout, Truth, problem_id, write_jsonl
 from rlef.stages.report import write_report
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -22,7 +22,7 @@ def make_run(folder):
     results = {
         "evolve": {"made": 4, "kept": 2, "eliminated": {"refusal": 1}, "operations": {"up.add_step": 2}, "flawed": 0.5},
         "irm": {"pair_accuracy": 0.9, "by_flaw": {HOSTILE: 0.8}},
-        "prm": {"step_auroc": float("nan"), "by_depth": {"1": 0.9}},
+        "prm": {"step_auroc": None, "by_depth": {"1": 0.9, "2": None}},
         "evaluate": {},
     }
     for name, result in results.items():
@@ -72,6 +72,44 @@ def test_an_unfinished_run_has_a_page_and_no_run_is_an_error(tmp_path):
     assert "0 of 2 stages" in write_report(tmp_path / "run").read_text()
 
 
+def test_rewrites_are_marked_and_told_in_plain_words(tmp_path):
+    run = make_run(tmp_path / "run")
+    seed = Problem(id="s", question="Ann has 2 eggs. How many?", depth=1)
+    line = [seed]
+    for number, (name, question, flaw) in enumerate(
+        [
+            ("a", "Ann has 2 eggs. She buys 3. How many?", None),
+            ("b", "Ann has 2 eggs. She buys 3. She eats 1. How many?", None),
+            ("c", "Ann has 2 eggs.", "no_question"),
+        ],
+        1,
+    ):
+        lineage = Lineage(parent=line[-1].id, root="s", operation="up.add_step", round=number, teacher="t")
+        truth = Truth(program={}, shape="", flaw=flaw)
+        line.append(Problem(id=name, question=question, depth=number + 1, answer=None if flaw else "4", lineage=lineage, truth=truth))
+    write_jsonl(run / "problems" / "seeds.jsonl", [seed])
+    write_jsonl(run / "evolve" / "evolved.jsonl", line[1:])
+    page = write_report(run).read_text()
+    assert "Ann has 2 eggs. <mark>She buys 3.</mark> How many? <span class=dim>(1 → 2 steps)" in page
+    assert "round 2, one more reasoning step:</span> Ann has 2 eggs. She buys 3. <mark>She eats 1.</mark>" in page
+    for words in ("Flawed but kept", "nothing is asked", "the teacher refused", "the problem is flawed", "+20.0 points, +10.0 to +30.0"):
+        assert words in page, words
+
+
+def test_an_interrupted_stage_is_shown_as_begun(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "ppo" / "started.json").write_text("{}")
+    (run / "evaluate" / "results.json").unlink()
+    page = write_report(run).read_text()
+    assert "3 of ? iterations, not finished" in page and "<td>ppo<td class=n>begun" in page and "Not evaluated yet" in page
+
+
 def test_charts_leave_gaps_for_what_is_not_a_number():
-    assert line_chart("t", {"a": [(1, float("nan")), (2, 1.0)]}) == ""
-    assert "nan" not in line_chart("t", {"a": [(1, float("nan")), (2, 1.0), (3, 1.0)]})
+    assert line_chart("t", {"a": [(1, float("nan")), (2, 1.0)]}, "step") == ""
+    assert "nan" not in line_chart("t", {"a": [(1, float("nan")), (2, 1.0), (3, 1.0)]}, "step")
+
+
+def test_intervals_below_zero_stay_inside_the_chart():
+    assert interval_chart("t", {}) == ""
+    chart = interval_chart("t", {"<b>": (-0.1, -0.2, -0.05)})
+    assert "&lt;b&gt;" in chart and "-20%" in chart and ">0%" in chart and 'x1="-' not in chart
