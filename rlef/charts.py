@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 200, 48, 12, 42, 26
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 200, 62, 12, 42, 26
 ROW = 24  # height of a row of an interval chart
 COLOURS = ("var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)")
 
