@@ -40,14 +40,6 @@ def test_every_stage_leaves_its_files(finished):
 
 
 @pytest.mark.slow
-def test_perturbed_steps_are_judged_and_only_trained_on(finished):
-    rows = [json.loads(line) for line in (finished / "label" / "steps.jsonl").read_text().splitlines()]
-    perturbed = [row for row in rows if row["labeller"].endswith("perturbed")]
-    assert perturbed and any(row["labels"][-1] == 0.0 for row in perturbed)
-    assert all(row["split"] == "train" and row["correct"] is None and set(row["labels"][:-1]) <= {1.0} for row in perturbed)
-
-
-@pytest.mark.slow
 def test_what_is_saved_loads_in_plain_transformers(finished):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
