@@ -23,7 +23,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--out", required=True)
     train.add_argument("--learning-rate", type=_above_zero(float), default=1e-4)
     train.add_argument("--epochs", type=_above_zero(float), default=1.0)
-    train.add_argument("--batch-size", type=_above_zero(int), default=32, help="lists or solutions an optimiser step")
+    train.add_argument(
+        "--batch-size", type=_above_zero(int), default=32, help="lists, or problems with all their solutions, an optimiser step"
+    )
     train.add_argument("--micro-batch-size", type=_above_zero(int), default=32)
     train.add_argument("--max-length", type=_above_zero(int), default=512, help="tokens, at least 8")
     train.add_argument("--seed", type=int, default=0)

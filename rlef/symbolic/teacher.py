@@ -219,35 +219,24 @@ def judge(problem: Problem, steps: Sequence[str]) -> list[bool]:
     if is_flawed(problem) or problem.truth is None:
         return [False] * len(steps)
     program = _program(problem)
-    left = _missing(program)
+    done = program.execute()
+    # The derivations that the answer still needs: one said twice leads nowhere the second time.
+    left = {place: step for place in program.needed() if (step := done[place][0]) is not None}
     labels = []
     for text in steps:
         if answer := _ANSWER.fullmatch(text.strip()):
             labels.append(int(answer[1]) == program.answer)
-        else:
-            labels.append(_take(left, program, text))
+            continue
+        place = next((place for place, step in left.items() if not done[place][1] & left.keys() and _derives(text, step)), None)
+        labels.append(place is not None)
+        if place is not None:
+            del left[place]
     return labels
 
 
-def _missing(program: Program) -> dict[int, Step]:
-    """Place -> the derivation that the answer needs, in the order of the statements."""
-    done = program.execute()
-    return {place: step for place in program.needed() if (step := done[place][0]) is not None}
-
-
-def _take(left: dict[int, Step], program: Program, text: str) -> bool:
-    """Whether `text` is one of the derivations `left` from quantities that are given or derived; it is taken out: said twice, it leads
-    nowhere the second time."""
-    reads = program.execute()
-    place = next((place for place, step in left.items() if not reads[place][1] & left.keys() and _derives(text, step)), None)
-    if place is not None:
-        del left[place]
-    return place is not None
-
-
-def _derives(text: str, step: Step | None) -> bool:
+def _derives(text: str, step: Step) -> bool:
     match = _STEP.fullmatch(text.strip())
-    if step is None or match is None or (match[1], match[3]) != (step.label, step.sign):
+    if match is None or (match[1], match[3]) != (step.label, step.sign):
         return False
     given = int(match[2]), int(match[4])
     return int(match[5]) == step.value and given in ({(step.a, step.b), (step.b, step.a)} if step.sign in "+*" else {(step.a, step.b)})
