@@ -82,6 +82,9 @@ class TeacherSection(Section):
     flaw_rate: float = Field(
         default=0.25, ge=0, le=1, description="symbolic: share of evolutions that come out flawed, as a real teacher's do"
     )
+    misread_rate: float = Field(
+        default=0.0, ge=0, le=1, description="symbolic: share of problems whose fewer and times it takes for more, in every sample alike"
+    )
 
 
 class TrackingSection(Section):
@@ -147,6 +150,9 @@ class RespondStage(Stage):
     prompts: str | None = Field(default=None, description="input: an evolve stage or folder")
     count: int = Field(default=1000, ge=1, description="evolved problems that the teacher answers; the others stay prompts for RL")
     samples: int = Field(default=4, ge=1, description="answers a problem; kept where the known answer or self-consistency agrees")
+    use_answers: bool = Field(
+        default=True, description="False: agreement alone decides, as where nobody knows the answers of evolved problems"
+    )
     min_agreement: float = Field(
         default=0.5, gt=0, le=1, description="share of samples that must give the majority answer where none is known"
     )

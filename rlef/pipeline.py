@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rlef import launch
-from rlef.config import Config, Section, resolve_path
+from rlef.config import Config, RewardSettings, Section, resolve_path
 from rlef.errors import UserError, raise_all
 from rlef.run_dir import RunDir, digest, outside_digest, write_json
 from rlef.sources import read_problems, with_answers
@@ -118,7 +118,8 @@ def resolve_inputs(config: Config, name: str) -> dict[str, str]:
                 f"stages.{name}.gain_over: {stage.gain_over!r} is not among the policies compared", fix=f"one of {', '.join(compared)}"
             )
     practised = config.stages.get(resolved.get("prompts", ""))
-    if settings.get("use_answers") and config.teacher.kind != "symbolic" and practised and practised.kind in ("evolve", "respond"):
+    rewarded = isinstance(stage, RewardSettings) and stage.use_answers
+    if rewarded and config.teacher.kind != "symbolic" and practised and practised.kind in ("evolve", "respond"):
         raise UserError(
             f"stages.{name}.use_answers: the prompts come from {resolved['prompts']}: what a chat model evolved has no known answers",
             fix=f"set stages.{name}.prompts to a problems stage, or use_answers: false",

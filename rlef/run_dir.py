@@ -133,10 +133,12 @@ class RunDir:
                 shutil.move(self.stage(name), place / name)
 
     def drop_if_empty(self, name: str) -> None:
-        """Remove the folder of a stage that wrote nothing before it failed."""
+        """Remove the folder of a stage that wrote nothing before it failed; of a run that had no other, everything."""
         folder = self.stage(name)
         if {file.name for file in folder.iterdir()} <= {"started.json", "job.json", "error.txt"}:
             shutil.rmtree(folder)
+            if {file.name for file in self.root.iterdir()} <= {".lock", "config.yaml", "run.json", "metrics.jsonl", "wandb"}:
+                shutil.rmtree(self.root)
 
     def missing_files(self, name: str) -> list[str]:
         """Files that a finished stage wrote and that are gone."""

@@ -96,7 +96,7 @@ def run_seed(config: str, seed: int, out: Path, overrides: Sequence[str], jobs: 
 
 
 def rows_of(run: Path, policy: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "evaluate" / f"samples_{policy}.jsonl").open()]
+    return [json.loads(line) for line in (run / "evaluate" / f"samples_{policy}.jsonl").read_text().splitlines()]
 
 
 def pool_results(runs: Sequence[Path]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ def make_teacher(config: Config) -> SymbolicTeacher | ChatTeacher:
     if teacher.kind == "symbolic":
         depths = [stage.max_depth for stage in config.stages.values() if stage.kind == "evolve"]
         numbers = [stage.max_number for stage in config.stages.values() if stage.kind == "problems"]
-        return SymbolicTeacher(flaw_rate=teacher.flaw_rate, max_depth=max(depths, default=5), max_number=max(numbers, default=12))
+        rates = {"flaw_rate": teacher.flaw_rate, "misread_rate": teacher.misread_rate}
+        return SymbolicTeacher(**rates, max_depth=max(depths, default=5), max_number=max(numbers, default=12))
     if teacher.kind == "openai":
         assert teacher.model is not None and teacher.base_url is not None  # the schema sees to it
         chat = OpenAIChat(

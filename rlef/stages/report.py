@@ -71,6 +71,7 @@ MEASURES = {
     "ece": "calibration error: how far the scores are from true chances; 0 is best",
     "brier": "mean squared error of the scores as chances; 0 is best",
     "first_error_f1": "finds the first wrong step, or that there is none; 1 is perfect",
+    "within_problem": "a right and a wrong answer to one problem put in order by r_A; 0.5 is guessing, 1 is perfect",
     "threshold": "a step below it counts as wrong in first_error_f1",
     "majority": "problems solved by the most frequent answer of the labelled samples",
     "weighted_vote": "the same, votes weighted by r_A",

@@ -28,7 +28,8 @@ def run(ctx: StageContext) -> dict:
         for start in range(0, len(questions), CHUNK):
             group = questions[start : start + CHUNK]
             for problem, solutions in zip(group, teacher.respond(group, settings.samples, seed=ctx.seed), strict=True):
-                kept, reason = choose_solution(problem, solutions, min_agreement=settings.min_agreement)
+                known = problem if settings.use_answers else problem.model_copy(update={"answer": None})
+                kept, reason = choose_solution(known, solutions, min_agreement=settings.min_agreement)
                 if kept is not None:
                     solved.append(kept)
                 else:

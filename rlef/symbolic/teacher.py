@@ -1,8 +1,8 @@
 """The symbolic teacher: evolves programs, answers, ranks and judges exactly. It stands in for an LLM where there is none.
 
 It implements the same interfaces as the chat teacher, and like one it makes mistakes: a share of its evolutions comes out flawed
-(an unanswerable text) or useless (a copy, a refusal, leaked prompt words), and some of its answers are wrong. Unlike one, it knows.
-That knowledge lies in `Problem.truth`; elimination and RL never see it.
+(an unanswerable text) or useless (a copy, a refusal, leaked prompt words), and some of its answers are wrong, by chance or because it
+misreads a relation. Unlike one, it knows. That knowledge lies in `Problem.truth`; elimination and RL never see it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ OPERATIONS = (
     "breadth.new_topic",
 )
 USELESS_RATE = 0.08  # share of evolutions that elimination should catch
-ERROR_RATE = 0.05  # share of sound problems' answers that are wrong
+ERROR_RATE = 0.05  # share of sound problems' answers that are wrong by chance: another in every sample
+# Relations that a misreading teacher takes for another, the same in every sample, so agreement among samples does not tell. Both are
+# mistakes that people make: reversal ("fewer" as "more", Lewis and Mayer 1987) and adding where a multiple is meant.
+MISREADINGS: dict[Operation, Operation] = {"fewer": "more", "times": "more"}
 # Each flaw hits another aspect; totals are all different, so ranks have no ties between kinds.
 QUALITIES: dict[str | None, tuple[float, float, float]] = {
     None: (1.0, 1.0, 1.0),
@@ -101,8 +104,9 @@ class SymbolicTeacher:
     name = "symbolic"
     operations = OPERATIONS
 
-    def __init__(self, *, flaw_rate: float = 0.25, max_depth: int = 5, max_number: int = 12) -> None:
-        self.flaw_rate, self.max_depth, self.max_number = flaw_rate, max_depth, max_number
+    def __init__(self, *, flaw_rate: float = 0.25, misread_rate: float = 0.0, max_depth: int = 5, max_number: int = 12) -> None:
+        self.flaw_rate, self.misread_rate = flaw_rate, misread_rate
+        self.max_depth, self.max_number = max_depth, max_number
 
     # ------------------------------------------------------------------------------------------ evolve
 
@@ -173,6 +177,8 @@ class SymbolicTeacher:
 
     def _answer(self, problem: Problem, sample: int, rng: random.Random) -> Solution:
         program = _program(problem)
+        if random.Random(f"misread/{problem.id}").random() < self.misread_rate:  # by the problem, not by the sample
+            program = _misread(program)
         lines, answer = tuple(str(step) for step in program.steps()), str(program.answer)
         if is_flawed(problem) or rng.random() < ERROR_RATE:
             answer = str(rng.randint(1, LARGEST))
@@ -246,6 +252,17 @@ def _program(problem: Problem) -> Program:
     if problem.truth is None:
         raise ValueError(f"problem {problem.id} has no program: the symbolic teacher knows symbolic problems alone")
     return Program.from_json(problem.truth.program)
+
+
+def _misread(program: Program) -> Program:
+    """All relations of MISREADINGS that the answer needs misread; where that gives no whole quantities in range, one of them, or none."""
+    places = [place for place in program.needed() if program.statements[place].op in MISREADINGS]
+    for wrong in (places, *([place] for place in places)):
+        rows = (replace(row, op=MISREADINGS[row.op]) if place in wrong else row for place, row in enumerate(program.statements))
+        misread = replace(program, statements=tuple(rows))
+        if is_sound(misread):
+            return misread
+    return program
 
 
 def _quality(problem: Problem) -> Quality:

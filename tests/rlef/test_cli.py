@@ -183,6 +183,7 @@ def test_seeds_that_are_all_held_out_are_a_mistake(write, tmp_path, capsys):
     (tmp_path / "same.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
     assert main(["problems", write(problems={"source": "jsonl", "path": "same.jsonl", "held_out_path": "same.jsonl"})]) == 2
     assert "no seed is left" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").rglob("*.*"))  # leaves nothing behind
 
 
 def test_a_run_that_cannot_be_kept_and_a_report_of_nothing(write, tmp_path, capsys):

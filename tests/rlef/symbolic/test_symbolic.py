@@ -191,6 +191,22 @@ def test_the_teacher_errs_as_often_as_it_says():
     assert 0.9 < sum(right) / len(right) < 0.99
 
 
+def test_a_misread_problem_is_misread_in_every_sample():
+    """Agreement among samples cannot tell, and the steps follow from each other: only the sign of some relations is another."""
+    asked = [problem for problem in PROBLEMS if {"fewer", "times"} & {row.op for row in program(problem).statements}]
+    rows = SymbolicTeacher(misread_rate=0.5).respond(asked, 4, seed=0)
+    wrong = 0
+    for problem, row in zip(asked, rows, strict=True):
+        steps, count = Counter(one.steps for one in row).most_common(1)[0]
+        if count >= 3 and not all(judge(problem, steps)):
+            wrong += 1
+            first = judge(problem, steps).index(False)
+            right = problem.solution[first]
+            assert len(steps) == len(problem.solution) and re.split(r"[-+*]", right)[0] == steps[first].split("+")[0]
+    assert 0.25 < wrong / len(asked) < 0.55  # not all can be misread within the range of quantities
+    assert SymbolicTeacher().respond(asked, 1, seed=0) == SymbolicTeacher(misread_rate=0.0).respond(asked, 1, seed=0)
+
+
 def test_rankings_put_sound_instructions_first():
     teacher = SymbolicTeacher()
     versions = teacher.versions(PROBLEMS[5], 7, seed=0)
