@@ -1,10 +1,6 @@
-"""What evaluation counts, from hand-made outcomes; what evidence pools, from hand-made files."""
+"""What evaluation counts, from hand-made outcomes."""
 
 from __future__ import annotations
-
-import importlib.util
-import json
-from pathlib import Path
 
 import pytest
 
@@ -56,37 +52,3 @@ def test_28_votes_count_equal_numbers_together_and_skip_what_has_no_answer(tiny_
     ctx = StageContext("evaluate", config, config.stages["evaluate"], {"policy:sft": tiny_folder}, tmp_path, Tracker.null())
     (one,) = _answer(ctx, ctx.settings, "sft", [Problem(id=problem_id("q"), question="q", answer="18")], Prm())
     assert (one.sampled_right, one.majority, one.prm_vote, one.best) == (2, True, True, False) and not one.right
-
-
-def test_evidence_pools_pairs_by_problem(tmp_path):
-    spec = importlib.util.spec_from_file_location("evidence", Path(__file__).parents[3] / "scripts" / "evidence.py")
-    evidence = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(evidence)
-    runs = []
-    for seed in (0, 1):
-        run = tmp_path / f"seed_{seed}"
-        (run / "evaluate").mkdir(parents=True)
-        for place, policy in enumerate(evidence.POLICIES):
-            rows = [
-                outcome(number, number < 4 + place, majority=False, prm_vote=number < 5, sampled_right=0, best=False)
-                for number in range(10)
-            ]
-            order = rows if place % 2 else rows[::-1]  # order must not matter: pairs go by problem
-            (run / "evaluate" / f"samples_{policy}.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in order))
-        for name, result in {
-            "irm": {"pair_accuracy": 0.8 + seed / 10, "by_flaw": {"x": 0.5}},
-            "prm": {"step_auroc": 0.9, "by_depth": {"1": 0.9}},
-        }.items():
-            (run / name).mkdir()
-            (run / name / "manifest.json").write_text(json.dumps({"result": result}))
-        runs.append(run)
-    result = evidence.pool_results(runs)
-    assert result["pooled"]["ppo_minus_sft"]["mean"] == pytest.approx(0.4) and result["pooled"]["ppo_minus_sft"][
-        "per_seed"
-    ] == pytest.approx([0.4, 0.4])
-    assert result["pooled"]["ppo_minus_rft"]["mean"] == pytest.approx(0.2) and result["pooled"]["prm_vote_minus_majority"]["mean"] == 0.5
-    assert result["irm"]["pair_accuracy"] == pytest.approx(0.85)
-    readme = tmp_path / "README.md"
-    readme.write_text("a <!-- evidence:begin --> old <!-- evidence:end --> z")
-    evidence.write_readme(readme, evidence.as_table(runs, result))
-    assert "old" not in readme.read_text() and "ppo minus sft" in readme.read_text() and readme.read_text().endswith(" z")

@@ -1,0 +1,85 @@
+"""What the scripts compute, from hand-made files and a scripted reward model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from reward_models.process import ProcessRewardModel, StepScores
+from rlef.evolution.labels import check_equations
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_evidence_pools_pairs_by_problem(tmp_path):
+    evidence = script("evidence")
+    runs = []
+    for seed in (0, 1):
+        run = tmp_path / f"seed_{seed}"
+        (run / "evaluate").mkdir(parents=True)
+        for place, policy in enumerate(evidence.POLICIES):
+            rows = [
+                {"problem_id": str(number), "right": number < 4 + place, "majority": False, "prm_vote": number < 5} for number in range(10)
+            ]
+            order = rows if place % 2 else rows[::-1]  # order must not matter: pairs go by problem
+            (run / "evaluate" / f"samples_{policy}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in order))
+        for name, result in {
+            "irm": {"pair_accuracy": 0.8 + seed / 10, "by_flaw": {"x": 0.5}},
+            "prm": {"step_auroc": 0.9, "by_depth": {"1": 0.9}},
+        }.items():
+            (run / name).mkdir()
+            (run / name / "manifest.json").write_text(json.dumps({"result": result}))
+        runs.append(run)
+    result = evidence.pool_results(runs)
+    assert result["pooled"]["ppo_minus_sft"]["mean"] == pytest.approx(0.4) and result["pooled"]["ppo_minus_sft"][
+        "per_seed"
+    ] == pytest.approx([0.4, 0.4])
+    assert result["pooled"]["ppo_minus_rft"]["mean"] == pytest.approx(0.2) and result["pooled"]["prm_vote_minus_majority"]["mean"] == 0.5
+    assert result["irm"]["pair_accuracy"] == pytest.approx(0.85)
+    readme = tmp_path / "README.md"
+    readme.write_text("a <!-- evidence:begin --> old <!-- evidence:end --> z")
+    evidence.write_readme(readme, evidence.as_table(runs, result))
+    assert "old" not in readme.read_text() and "ppo minus sft" in readme.read_text() and readme.read_text().endswith(" z")
+
+
+class Reader:
+    """Scores a step by its arithmetic, or all alike."""
+
+    def __init__(self, reads):
+        self.reads = reads
+
+    def score(self, questions, steps):
+        return [
+            StepScores(scores=tuple(1.0 if check_equations(step) != 0 or not self.reads else 0.0 for step in row), truncated=False)
+            for row in steps
+        ]
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_the_probe_tells_whether_numbers_are_read(tmp_path, monkeypatch, capsys, reads):
+    probe = script("probe_prm")
+    assert probe.kind_of("Ann 1+2=3", "Ann 1+2=4") == "result" and probe.kind_of("Ann 1+2=3", "Ann 1+5=3") == "operand"
+    assert probe.kind_of("Ann 1+2=3", "Ben 1+2=3") == "name" and probe.kind_of("Ann 1+2=3", "Ann 1-2=3") == "sign"
+    for stage in ("prm", "label"):
+        (tmp_path / stage).mkdir()
+    row = {"problem_id": "1", "labels": [1.0, 1.0, 1.0], "labeller": "hand", "split": "held_out"}
+    rows = [
+        row | {"question": f"Ann has {a} pens. Ben has 9 more.", "steps": [f"Ben {a}+9={a + 9}", f"Ben {a + 9}-1={a + 8}", f"#### {a + 8}"]}
+        for a in range(2, 60)
+    ]
+    (tmp_path / "label" / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(ProcessRewardModel, "load", lambda folder: Reader(reads))
+    monkeypatch.setattr(sys, "argv", ["probe_prm.py", str(tmp_path)])
+    assert probe.main() == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert sum(one["pairs"] for one in found.values()) > 50 and found["name"]["in_order"] == 0.5
+    assert found["result"]["in_order"] == (1.0 if reads else 0.5)
