@@ -96,7 +96,8 @@ def run_seed(config: str, seed: int, out: Path, overrides: Sequence[str], jobs: 
 
 
 def rows_of(run: Path, policy: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "evaluate" / f"samples_{policy}.jsonl").read_text().splitlines()]
+    with (run / "evaluate" / f"samples_{policy}.jsonl").open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def pool_results(runs: Sequence[Path]) -> dict[str, Any]:

@@ -67,6 +67,7 @@ class RewardFunction:
         self.prm, self.irm = prm, irm
         self.tokenizer, self.model, self.stops = tokenizer, model, tuple(stops)
         self.use_answers, self.batch_size = use_answers, batch_size
+        self._settled: dict[str, float] | None = None
 
     def score(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[Score]:
         """One score a pair, in order."""
@@ -107,11 +108,21 @@ class RewardFunction:
 
     def instruction_scores(self, questions: Sequence[str]) -> list[float]:
         """r_I a question; 1 where the run has no instruction reward model. Each distinct question is scored once."""
+        if self._settled is not None:
+            return [self._settled[question] for question in questions]
         if self.irm is None:
             return [1.0] * len(questions)
         distinct = list(dict.fromkeys(questions))
         known = dict(zip(distinct, self.irm.score(distinct), strict=True))
         return [known[question] for question in questions]
+
+    def settle_instructions(self, questions: Sequence[str]) -> None:
+        """Score all questions that will come now, and let go of the instruction reward model: r_I never changes, its memory is wanted.
+
+        A question that was not among them is a KeyError from here on.
+        """
+        self._settled = dict(zip(questions, self.instruction_scores(questions), strict=True))
+        self.irm = None
 
     def _parse(self, completion: Completion) -> tuple[str, list[str], list[int], int]:
         """Text, steps up to the answer line, the token that closes each, and the number of steps after the answer line."""

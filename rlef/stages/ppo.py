@@ -89,10 +89,14 @@ def run(ctx: StageContext) -> dict:
     dtype, trust = ctx.config.model.dtype, ctx.config.model.trust_remote_code
     tokenizer = load_tokenizer(start, trust_remote_code=trust)
     policy_model = load_policy(start, dtype=dtype, trust_remote_code=trust)
+    stops, pad = stop_ids(tokenizer, policy_model), int(tokenizer.pad_token_id)
+    reward = load_reward(settings, ctx.inputs, tokenizer, ctx.config.model, stops, ctx.config.launch.device)
+    prompts = read_prompts(ctx.inputs["prompts"], tokenizer, ctx.config.model, use_answers=settings.use_answers)
+    coming = [take_prompts(prompts, iteration, settings.prompts_per_iteration, ctx.seed) for iteration in range(settings.iterations)]
+    reward.settle_instructions([prompt.problem.question for chosen in coming for prompt in chosen])  # before the others take its room
     reference = TokenPolicy(load_policy(start, dtype=dtype, trust_remote_code=trust)).to(device).requires_grad_(False)
     critic_start = _critic_folder(ctx, tokenizer) if settings.critic_init == "prm" else start
     critic_model = TokenCritic.from_folder(critic_start, dtype=dtype, trust_remote_code=trust)
-    stops, pad = stop_ids(tokenizer, policy_model), int(tokenizer.pad_token_id)
     common = {
         "max_grad_norm": settings.max_grad_norm,
         "warmup_steps": settings.lr_warmup,
@@ -105,8 +109,6 @@ def run(ctx: StageContext) -> dict:
     )
     critic = make_engine(critic_model, lr=settings.critic_lr, **common)
     generator = HFGenerator(policy_model, pad, settings.rollout_batch_size)
-    reward = load_reward(settings, ctx.inputs, tokenizer, ctx.config.model, stops, ctx.config.launch.device)
-    prompts = read_prompts(ctx.inputs["prompts"], tokenizer, ctx.config.model, use_answers=settings.use_answers)
     sampling = SamplingParams(settings.max_tokens, settings.temperature, stops)
 
     average = Average(policy.module, settings.average) if settings.average is not None else None
@@ -120,7 +122,7 @@ def run(ctx: StageContext) -> dict:
 
             # 1. Sample answers to this rank's share of the iteration's prompts.
             with timed(times, "rollout"):
-                chosen = take_prompts(prompts, iteration, settings.prompts_per_iteration, ctx.seed)
+                chosen = coming[iteration]
                 mine = list(range(dist.rank(), len(chosen), dist.world()))
                 answers = sample_answers(
                     generator, [chosen[index] for index in mine], settings.samples_per_prompt, sampling, seed=ctx.seed, iteration=iteration

@@ -200,3 +200,9 @@ def test_the_instruction_model_sees_each_question_once(tiny):
     reward = RewardFunction(prm=ScriptedPrm({}), irm=irm, tokenizer=tokenizer, model=MODEL, stops=(tokenizer.eos_token_id,))
     reward.score([problem()] * 3, [complete(tokenizer, "a\n#### 1")] * 3)
     assert irm.seen == ["q"]
+    before = reward.score([problem()], [complete(tokenizer, "a\n#### 1")])
+    reward.settle_instructions(["q", "r", "q"])
+    assert reward.irm is None and irm.seen == ["q", "q", "q", "r"]
+    assert reward.score([problem()], [complete(tokenizer, "a\n#### 1")]) == before and irm.seen == ["q", "q", "q", "r"]
+    with pytest.raises(KeyError):
+        reward.instruction_scores(["never named"])
