@@ -63,6 +63,16 @@ class ModelSection(Section):
     trust_remote_code: bool = False
 
 
+class Prices(Section):
+    """What an endpoint charges, USD per million tokens."""
+
+    prompt: float = Field(ge=0)
+    completion: float = Field(ge=0)
+
+    def usd(self, prompt_tokens: int, completion_tokens: int) -> float:
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
+
+
 class TeacherSection(Section):
     """Who evolves, answers and judges."""
 
@@ -77,8 +87,12 @@ class TeacherSection(Section):
     max_tokens: int = Field(default=512, ge=1)
     concurrency: int = Field(default=16, ge=1, description="requests in flight (openai)")
     batch_size: int = Field(default=32, ge=1, description="rows decoded together (hf)")
-    timeout_s: float = Field(default=120.0, gt=0)
-    retries: int = Field(default=5, ge=0)
+    timeout_s: float = Field(default=120.0, gt=0, description="seconds that one whole call may take (openai)")
+    retries: int = Field(default=8, ge=0, description="further tries of a call, waiting twice as long before each, to 30 s (openai)")
+    prices: Prices | None = Field(default=None, description="openai: USD per million tokens, e.g. {prompt: 0.15, completion: 0.60}")
+    max_cost_usd: float | None = Field(
+        default=None, gt=0, description="openai: no call is sent that could make the run cost more, over all its stages and starts"
+    )
     flaw_rate: float = Field(
         default=0.25, ge=0, le=1, description="symbolic: share of evolutions that come out flawed, as a real teacher's do"
     )
@@ -371,6 +385,8 @@ class Config(Section):
             wrong.append(f"model.random: hidden_size / heads must be one of {', '.join(map(str, HEAD_SIZES))}")
         if self.teacher.kind == "openai" and not (self.teacher.base_url and self.teacher.model):
             wrong.append("teacher: kind openai needs `base_url` and `model`")
+        if self.teacher.max_cost_usd is not None and (self.teacher.kind != "openai" or self.teacher.prices is None):
+            wrong.append("teacher.max_cost_usd: needs kind openai and teacher.prices, or nobody knows what a call costs")
         if self.teacher.kind == "hf" and self.teacher.model is None and model.path is None:
             wrong.append("teacher: kind hf needs `teacher.model` (or model.path)")
         for name, stage in self.stages.items():

@@ -115,7 +115,7 @@ def call(
             write_json(run.info_file, info)
         tracker.truncate(-1 if stage.kind != "ppo" else 10**12)  # PPO drops its own rows when it knows where it resumes
     try:
-        context = StageContext(name, config, stage, {key: Path(value) for key, value in inputs.items()}, folder, tracker)
+        context = StageContext(name, config, stage, {key: Path(value) for key, value in inputs.items()}, folder, tracker, run.journal_file)
         result = getattr(importlib.import_module(module), attribute)(context)
         tracker.summary(result)
         return result

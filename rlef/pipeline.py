@@ -26,7 +26,7 @@ NOT_IN_FINGERPRINT = {"micro_batch_size", "score_batch_size", "rollout_batch_siz
 DECODING_KINDS = ("label", "evaluate")  # their batch_size is rows decoded together: sampling noise does not depend on it
 FOLLOWS = "follows "
 PATHS = ("path", "held_out_path")
-TEACHER_NOT_IN_FINGERPRINT = {"concurrency", "batch_size", "timeout_s", "retries", "api_key_env"}
+TEACHER_NOT_IN_FINGERPRINT = {"concurrency", "batch_size", "timeout_s", "retries", "api_key_env", "prices", "max_cost_usd"}
 MOST_ROWS = 10_000  # of a file that are looked at before a run: `rlef check` answers within 2 seconds
 LONG_S = 600.0  # work longer than this is redone only with --yes
 
@@ -327,6 +327,8 @@ def _run_stages(
         run_dir.finish(name, print_, seconds, result)
         write_summary(config, run_dir)
         print(f"{label}: {seconds:.0f} s  {_brief(result)}", flush=True)
+        if "teacher" in result:
+            print(f"{label}: teacher  {_brief(result['teacher'], most=10)}", flush=True)
     write_summary(config, run_dir)
 
 
@@ -397,7 +399,7 @@ def _write_info(run_dir: RunDir, config: Config) -> None:
     write_json(run_dir.info_file, info)
 
 
-def _brief(result: dict[str, Any]) -> str:
+def _brief(result: dict[str, Any], most: int = 6) -> str:
     """The stage's numbers on one line."""
     flat = {key: value for key, value in result.items() if isinstance(value, int | float)}
-    return "  ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in list(flat.items())[:6])
+    return "  ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in list(flat.items())[:most])

@@ -103,6 +103,11 @@ class RunDir:
     def info_file(self) -> Path:
         return self.root / "run.json"
 
+    @property
+    def journal_file(self) -> Path:
+        """What an endpoint answered and what it cost: of the run, not of a stage, so a stage that is redone asks nothing twice."""
+        return self.root / "journal.sqlite"
+
     def manifest(self, name: str) -> Manifest | None:
         """None while the stage is not finished."""
         file = self.stage(name) / "manifest.json"
@@ -137,6 +142,7 @@ class RunDir:
         folder = self.stage(name)
         if {file.name for file in folder.iterdir()} <= {"started.json", "job.json", "error.txt"}:
             shutil.rmtree(folder)
+            # journal.sqlite is not among them: what was paid for stays.
             if {file.name for file in self.root.iterdir()} <= {".lock", "config.yaml", "run.json", "metrics.jsonl", "wandb"}:
                 shutil.rmtree(self.root)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rlef import prompts
 from rlef.answers import canonical
@@ -13,6 +14,14 @@ from rlef.rollout.remote import ChatModel
 from rlef.teacher import QUALITIES, Quality
 
 _PREFIX = re.compile(r"^\s*(?:\**(?:new |rewritten )?problem\**\s*:\**|here is[^\n]*:)\s*", re.IGNORECASE)
+
+# Numbers by enumeration: not every server that takes a schema knows minimum and maximum.
+QUALITY_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {name: {"type": "integer", "enum": list(range(11))} for name in QUALITIES},
+    "required": list(QUALITIES),
+    "additionalProperties": False,
+}
 
 
 class ChatTeacher:
@@ -24,12 +33,21 @@ class ChatTeacher:
         self.chat, self.model, self.temperature, self.max_tokens = chat, model, temperature, max_tokens
         self.name = chat.name
 
-    def _ask(self, texts: Sequence[str], *, seed: int, temperature: float | None = None, max_tokens: int | None = None) -> list[str]:
+    def _ask(
+        self,
+        texts: Sequence[str],
+        *,
+        seed: int,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        schema: Mapping[str, Any] | None = None,
+    ) -> list[str]:
         answers = self.chat.complete(
             [[{"role": "user", "content": text}] for text in texts],
             temperature=self.temperature if temperature is None else temperature,
             max_tokens=max_tokens or self.max_tokens,
             seed=seed,
+            schema=schema,
         )
         return [answer or "" for answer in answers]
 
@@ -87,9 +105,8 @@ class ChatTeacher:
         means = [self.chat.expected_digit(asked, opening) for opening in prompts.JUDGE_OPENINGS]
         if all(row is not None for row in means):
             return [Quality(*(value / 9 for value in values)) for values in zip(*means, strict=True)]  # type: ignore[arg-type]
-        answers = self._ask(
-            [prompts.JUDGE_INSTRUCTION.format(question=problem.question) for problem in problems], seed=seed, temperature=0.0, max_tokens=60
-        )
+        texts = [messages[0]["content"] for messages in asked]
+        answers = self._ask(texts, seed=seed, temperature=0.0, max_tokens=60, schema=QUALITY_SCHEMA)
         return [parse_quality(answer) for answer in answers]
 
     def judge_steps(self, problems: Sequence[Problem], solutions: Sequence[Sequence[str]], *, seed: int) -> list[list[float | None]]:

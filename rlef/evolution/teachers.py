@@ -1,14 +1,71 @@
-"""Makes the teacher that the config asks for."""
+"""Makes the teacher that the config asks for, keeps it busy and says what it cost."""
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
 from rlef.config import Config
 from rlef.evolution.chat import ChatTeacher
+from rlef.rollout.journal import Journal
 from rlef.rollout.remote import HFChat, OpenAIChat
 from rlef.symbolic import SymbolicTeacher
 
+T = TypeVar("T")
+Teacher = SymbolicTeacher | ChatTeacher
 
-def make_teacher(config: Config) -> SymbolicTeacher | ChatTeacher:
+
+@contextlib.contextmanager
+def teaching(config: Config, journal: Path | None) -> Iterator[Teacher]:
+    """The teacher, for a stage's length. `journal`: where an endpoint's answers are kept; None: in memory."""
+    teacher = make_teacher(config, journal)
+    try:
+        yield teacher
+    finally:
+        if (chat := _endpoint(teacher)) is not None:
+            chat.close()
+
+
+def overlapped(teacher: Teacher, calls: Iterable[Callable[[], T]], rows: int) -> Iterator[T]:
+    """The results of calls to the teacher, in order; each asks for about `rows` answers.
+
+    With an endpoint several calls are under way at once, so that it does not idle while the slowest answer of one call is on its way.
+    How many does not change what is asked. Any other teacher gets them one by one, each when its result is wanted.
+    """
+    chat = _endpoint(teacher)
+    if chat is None:
+        yield from (call() for call in calls)
+        return
+    ahead = 2 + math.ceil(3 * chat.concurrency / rows)  # a call often waits for its last answers alone
+    pool = ThreadPoolExecutor(ahead)
+    waiting: deque[Future[T]] = deque()
+    try:
+        for call in calls:
+            waiting.append(pool.submit(call))
+            if len(waiting) == ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def account(teacher: Teacher) -> dict[str, Any]:
+    """The part of a stage's result that says what an endpoint was asked and cost; empty for other teachers."""
+    chat = _endpoint(teacher)
+    return {"teacher": chat.account()} if chat is not None else {}
+
+
+def _endpoint(teacher: Teacher) -> OpenAIChat | None:
+    return teacher.chat if isinstance(teacher, ChatTeacher) and isinstance(teacher.chat, OpenAIChat) else None
+
+
+def make_teacher(config: Config, journal: Path | None = None) -> Teacher:
     """symbolic: no model; hf: a model in this process; openai: any OpenAI-compatible endpoint."""
     teacher = config.teacher
     if teacher.kind == "symbolic":
@@ -25,6 +82,9 @@ def make_teacher(config: Config) -> SymbolicTeacher | ChatTeacher:
             concurrency=teacher.concurrency,
             timeout_s=teacher.timeout_s,
             retries=teacher.retries,
+            journal=Journal(journal),
+            prices=teacher.prices,
+            cap_usd=teacher.max_cost_usd,
         )
         return ChatTeacher(chat, config.model, temperature=teacher.temperature, max_tokens=teacher.max_tokens)
     from rlef.models import load_policy, load_tokenizer, pick_device, resolve_path, stop_ids

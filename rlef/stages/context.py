@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageContext:
-    """A stage is `run(ctx) -> dict` (its part of summary.json). It reads `inputs`, writes into `folder`, and nothing else."""
+    """A stage is `run(ctx) -> dict` (its part of summary.json). It reads `inputs`, writes into `folder`, and nothing else: an endpoint's
+    answers alone stand in the run's `journal`."""
 
     name: str
     config: Config
@@ -21,6 +22,7 @@ class StageContext:
     inputs: dict[str, Path]  # input name (e.g. "init", "prompts", "irm") -> finished stage's folder, or an outside folder
     folder: Path  # its own folder; half-written until the pipeline writes manifest.json last
     tracker: Tracker
+    journal: Path | None = None  # the run's journal of an endpoint's calls; None: kept in memory
 
     @property
     def seed(self) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 from rlef.config import EvolveStage
 from rlef.evolution.chat import ChatTeacher
 from rlef.evolution.decontamination import Duplicates, HeldOut
 from rlef.evolution.elimination import eliminated_by
 from rlef.evolution.operations import choose_operations
-from rlef.evolution.teachers import make_teacher
+from rlef.evolution.teachers import Teacher, account, overlapped, teaching
 from rlef.records import Eliminated, Problem, read_jsonl, write_jsonl
 from rlef.sources import read_problems
 from rlef.stages.context import StageContext
@@ -23,8 +23,12 @@ CHUNK = 64  # parents a call of the teacher, for the progress bar
 
 def run(ctx: StageContext) -> dict:
     """Writes evolved.jsonl (with lineage) and eliminated.jsonl (each with its rule)."""
+    with teaching(ctx.config, ctx.journal) as teacher:
+        return _evolve(ctx, teacher) | account(teacher)
+
+
+def _evolve(ctx: StageContext, teacher: Teacher) -> dict:
     settings: EvolveStage = ctx.settings
-    teacher = make_teacher(ctx.config)
     seeds = read_jsonl(ctx.inputs["problems"] / "seeds.jsonl", Problem)
     tests = list(read_jsonl(ctx.inputs["problems"] / "held_out.jsonl", Problem))
     for file in ctx.config.held_out_files():
@@ -47,11 +51,12 @@ def run(ctx: StageContext) -> dict:
             wanted = settings.per_round or len(seeds)
             parents = rng.sample(pool, wanted) if wanted <= len(pool) else rng.choices(pool, k=wanted)
             chosen = choose_operations(wanted, teacher.operations, settings.weights, seed=f"operations/{ctx.seed}/{number}")
-            for start in range(0, wanted, CHUNK):
-                group = slice(start, start + CHUNK)
-                children = teacher.evolve(parents[group], chosen[group], round=number, seed=ctx.seed * 10**6 + start)
-                judged = _judged_same(teacher, parents[group], children)
-                for parent, child, same in zip(parents[group], children, judged, strict=True):
+            calls = (
+                partial(_children, teacher, parents[start : start + CHUNK], chosen[start : start + CHUNK], number, ctx.seed * 10**6 + start)
+                for start in range(0, wanted, CHUNK)
+            )
+            for group in overlapped(teacher, calls, CHUNK):
+                for parent, child, same in group:
                     made += 1
                     if child is None:
                         rules["no_answer"] += 1
@@ -69,7 +74,7 @@ def run(ctx: StageContext) -> dict:
                     assert child.lineage is not None
                     operations[child.lineage.operation] += 1
                     pool.append(child)
-                advance(len(children))
+                advance(len(group))
             kept = pool[len(seeds) :]
             ctx.tracker.log(
                 {
@@ -98,7 +103,15 @@ def run(ctx: StageContext) -> dict:
     }
 
 
-def _judged_same(teacher: Any, parents: Sequence[Problem], children: Sequence[Problem | None]) -> list[bool]:
+def _children(
+    teacher: Teacher, parents: Sequence[Problem], operations: Sequence[str], number: int, seed: int
+) -> list[tuple[Problem, Problem | None, bool]]:
+    """Parent, child, and whether the teacher takes both for the same."""
+    children = teacher.evolve(parents, operations, round=number, seed=seed)
+    return list(zip(parents, children, _judged_same(teacher, parents, children), strict=True))
+
+
+def _judged_same(teacher: Teacher, parents: Sequence[Problem], children: Sequence[Problem | None]) -> list[bool]:
     """The chat teacher judges each child against its parent; the symbolic one must not, since it would know."""
     if not isinstance(teacher, ChatTeacher):
         return [False] * len(children)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
+from typing import Literal
 
-from reward_models.records import RankedList, SteppedSolution
+from reward_models.records import RankedItem, RankedList, SteppedSolution
 from rlef.answers import canonical, same_answer
 from rlef.config import LabelStage
 from rlef.errors import UserError
 from rlef.evolution.labels import calculator_labels, monte_carlo, perturbed, ranked_items
-from rlef.evolution.teachers import make_teacher
+from rlef.evolution.teachers import Teacher, account, overlapped, teaching
 from rlef.models import decode, load_policy, load_tokenizer, model_folder, pick_device, prompt_ids, stop_ids
 from rlef.prompts import split_answer
 from rlef.records import Problem, read_jsonl, write_jsonl
@@ -29,9 +31,10 @@ def run(ctx: StageContext) -> dict:
     seeds = list(read_jsonl(ctx.inputs["problems"] / "seeds.jsonl", Problem))
     evolved = list(read_jsonl(ctx.inputs["evolved"] / "evolved.jsonl", Problem)) if "evolved" in ctx.inputs else []
     unsolved = list(read_jsonl(ctx.inputs["prompts"] / "prompts.jsonl", Problem)) if "prompts" in ctx.inputs else evolved
-    teacher = make_teacher(ctx.config)
-    lists = _rank(ctx, teacher, seeds + evolved)
-    steps, counts = _judge(ctx, teacher, seeds, unsolved or seeds)
+    with teaching(ctx.config, ctx.journal) as teacher:
+        lists = _rank(ctx, teacher, seeds + evolved)
+        steps, counts = _judge(ctx, teacher, seeds, unsolved or seeds)
+        spent = account(teacher)
     write_jsonl(ctx.folder / "rankings.jsonl", lists)
     write_jsonl(ctx.folder / "steps.jsonl", steps)
     judged = [label for row in steps for label in row.labels if label is not None]
@@ -41,6 +44,7 @@ def run(ctx: StageContext) -> dict:
         "right_solutions": sum(bool(row.correct) for row in steps) / max(1, sum(row.correct is not None for row in steps)),
         "right_steps": sum(judged) / max(1, len(judged)),
         **counts,
+        **spent,
     }
 
 
@@ -48,7 +52,7 @@ def _held_out(count: int, fraction: float) -> int:
     return min(count - 1, max(1, round(count * fraction)))
 
 
-def _rank(ctx: StageContext, teacher, pool: Sequence[Problem]) -> list[RankedList]:
+def _rank(ctx: StageContext, teacher: Teacher, pool: Sequence[Problem]) -> list[RankedList]:
     """Versions of each chosen instruction, judged and ranked. With a symbolic teacher the held-out lists have held-out wordings."""
     settings: LabelStage = ctx.settings
     rng = random.Random(f"lists/{ctx.seed}")
@@ -56,19 +60,13 @@ def _rank(ctx: StageContext, teacher, pool: Sequence[Problem]) -> list[RankedLis
     chosen = rng.sample(sound, min(settings.lists, len(sound)))
     boundary = _held_out(len(chosen), settings.held_out_fraction)
     rows = []
+    splits: list[Literal["train", "held_out"]] = ["held_out" if place < boundary else "train" for place in range(len(chosen))]
+    calls = (partial(_ranked, teacher, problem, settings.list_size, ctx.seed, split) for problem, split in zip(chosen, splits, strict=True))
     with ctx.tracker.progress(f"{ctx.name}: rank", len(chosen)) as advance:
-        for place, problem in enumerate(chosen):
-            held_out = place < boundary
-            if isinstance(teacher, SymbolicTeacher):
-                versions = teacher.versions(problem, settings.list_size, seed=ctx.seed, phrasing="held_out" if held_out else "train")
-            else:
-                versions = teacher.versions(problem, settings.list_size, seed=ctx.seed)
-            items = ranked_items(versions, teacher.judge_instructions(versions, seed=ctx.seed))
+        for problem, split, items in zip(chosen, splits, overlapped(teacher, calls, settings.list_size), strict=True):
             advance(1)
             if len({item.rank for item in items}) >= 2:  # nothing to learn from a list of equals
-                rows.append(
-                    RankedList(seed_id=problem.id, items=tuple(items), labeller=teacher.name, split="held_out" if held_out else "train")
-                )
+                rows.append(RankedList(seed_id=problem.id, items=tuple(items), labeller=teacher.name, split=split))
     if len(rows) < 2:
         raise UserError(
             f"{ctx.name}: the judge ranked {len(rows)} lists",
@@ -79,7 +77,17 @@ def _rank(ctx: StageContext, teacher, pool: Sequence[Problem]) -> list[RankedLis
     return rows
 
 
-def _judge(ctx: StageContext, teacher, seeds: Sequence[Problem], unsolved: Sequence[Problem]) -> tuple[list[SteppedSolution], dict]:
+def _ranked(teacher: Teacher, problem: Problem, size: int, seed: int, split: Literal["train", "held_out"]) -> list[RankedItem]:
+    if isinstance(teacher, SymbolicTeacher):
+        versions = teacher.versions(problem, size, seed=seed, phrasing=split)
+    else:
+        versions = teacher.versions(problem, size, seed=seed)
+    return ranked_items(versions, teacher.judge_instructions(versions, seed=seed))
+
+
+def _judge(
+    ctx: StageContext, teacher: Teacher, seeds: Sequence[Problem], unsolved: Sequence[Problem]
+) -> tuple[list[SteppedSolution], dict]:
     """Solutions sampled from the policy, with a label a step.
 
     To problems that it was not fine-tuned on, wherever the method can judge those: what it knows by heart it gets right, and the reward
@@ -131,11 +139,14 @@ def _judge(ctx: StageContext, teacher, seeds: Sequence[Problem], unsolved: Seque
         if method == "symbolic" and not isinstance(teacher, SymbolicTeacher):
             raise UserError(f"{ctx.name}.method: symbolic needs teacher.kind: symbolic", fix="use judge or calculator")
         labels = []
+        calls = (
+            partial(teacher.judge_steps, problems[start : start + CHUNK], written[start : start + CHUNK], seed=ctx.seed)
+            for start in range(0, len(solutions), CHUNK)
+        )
         with ctx.tracker.progress(f"{ctx.name}: judge", len(solutions)) as advance:
-            for start in range(0, len(solutions), CHUNK):
-                group = slice(start, start + CHUNK)
-                labels += teacher.judge_steps(problems[group], written[group], seed=ctx.seed)
-                advance(len(problems[group]))
+            for judged in overlapped(teacher, calls, CHUNK):
+                labels += judged
+                advance(len(judged))
     labeller = {"calculator": "calculator+monte_carlo"}.get(method, teacher.name)
     out, unjudged = [], 0
     for (place, problem, steps, answer), row in zip(solutions, labels, strict=True):
@@ -167,7 +178,7 @@ def _judge(ctx: StageContext, teacher, seeds: Sequence[Problem], unsolved: Seque
     return out, {"method": method, "without_steps": empty, "unjudged": unjudged}
 
 
-def _perturb(ctx: StageContext, teacher, rows: Sequence[SteppedSolution], problems: dict[str, Problem]) -> list[SteppedSolution]:
+def _perturb(ctx: StageContext, teacher: Teacher, rows: Sequence[SteppedSolution], problems: dict[str, Problem]) -> list[SteppedSolution]:
     """Right beginnings of training solutions whose last step is changed in one place. Held-out rows stay what the policy itself writes."""
     settings: LabelStage = ctx.settings
     rng = random.Random(f"perturbed/{ctx.seed}")
@@ -182,12 +193,19 @@ def _perturb(ctx: StageContext, teacher, rows: Sequence[SteppedSolution], proble
                     wanted[row.problem_id, (*row.steps[:last], changed)] = row
     asked = list(wanted.items())
     out = []
+    groups = [asked[start : start + CHUNK] for start in range(0, len(asked), CHUNK)]
+    calls = (
+        partial(
+            teacher.judge_steps,
+            [problems[problem] for (problem, _), _ in group],
+            [written for (_, written), _ in group],
+            seed=ctx.seed,
+        )
+        for group in groups
+    )
     with ctx.tracker.progress(f"{ctx.name}: perturb", len(asked)) as advance:
-        for start in range(0, len(asked), CHUNK):
-            group = asked[start : start + CHUNK]
-            steps = [written for (_, written), _ in group]
-            judged = teacher.judge_steps([problems[problem] for (problem, _), _ in group], steps, seed=ctx.seed)
-            for written, labels, (_, row) in zip(steps, judged, group, strict=True):
+        for group, judged in zip(groups, overlapped(teacher, calls, CHUNK), strict=True):
+            for labels, ((_, written), row) in zip(judged, group, strict=True):
                 if any(label is not None for label in labels):
                     fields = {"steps": written, "labels": tuple(labels), "labeller": f"{row.labeller}, perturbed"}
                     out.append(row.model_copy(update=fields | {"answer": None, "correct": None}))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from functools import partial
 
 from rlef.answers import same_answer
 from rlef.config import RespondStage
-from rlef.evolution.teachers import make_teacher
+from rlef.evolution.teachers import Teacher, account, overlapped, teaching
 from rlef.records import Eliminated, Problem, Solution, read_jsonl, write_jsonl
 from rlef.stages.context import StageContext
 
@@ -17,17 +18,22 @@ CHUNK = 32
 
 def run(ctx: StageContext) -> dict:
     """Writes solved.jsonl (kept solutions, one a problem), rejected.jsonl, and prompts.jsonl (problems that nobody answered)."""
+    with teaching(ctx.config, ctx.journal) as teacher:
+        return _respond(ctx, teacher) | account(teacher)
+
+
+def _respond(ctx: StageContext, teacher: Teacher) -> dict:
     settings: RespondStage = ctx.settings
-    teacher = make_teacher(ctx.config)
     evolved = read_jsonl(ctx.inputs["prompts"] / "evolved.jsonl", Problem)
     asked = set(random.Random(f"respond/{ctx.seed}").sample(range(len(evolved)), min(settings.count, len(evolved))))
     questions = [evolved[index] for index in sorted(asked)]
     solved: list[Solution] = []
     rejected: list[Eliminated] = []
+    groups = [questions[start : start + CHUNK] for start in range(0, len(questions), CHUNK)]
+    calls = (partial(teacher.respond, group, settings.samples, seed=ctx.seed) for group in groups)
     with ctx.tracker.progress(ctx.name, len(questions)) as advance:
-        for start in range(0, len(questions), CHUNK):
-            group = questions[start : start + CHUNK]
-            for problem, solutions in zip(group, teacher.respond(group, settings.samples, seed=ctx.seed), strict=True):
+        for group, answers in zip(groups, overlapped(teacher, calls, CHUNK * settings.samples), strict=True):
+            for problem, solutions in zip(group, answers, strict=True):
                 known = problem if settings.use_answers else problem.model_copy(update={"answer": None})
                 kept, reason = choose_solution(known, solutions, min_agreement=settings.min_agreement)
                 if kept is not None:

@@ -103,6 +103,7 @@ def test_an_unknown_stage_is_named_with_the_nearest(write, capsys):
         ({}, ["model.answer_marker=''", "model.step_delimiter=''"], ["model.answer_marker", "model.step_delimiter"]),
         ({}, ["run.dir=ds.json"], ["run.dir", "a file"]),
         ({}, ["launch.deepspeed=list.json"], ["launch.deepspeed", "not a JSON object"]),
+        ({}, ["teacher.max_cost_usd=5"], ["teacher.max_cost_usd", "teacher.prices"]),
         ({"label": {"method": "symbolic"}}, ["teacher.kind=hf", "teacher.model=a/b"], ["stages.label.method"]),
     ],
 )

@@ -153,7 +153,7 @@ class Scripted:
     def __init__(self, *answers):
         self.answers, self.seen = list(answers), []
 
-    def complete(self, conversations, *, temperature, max_tokens, seed):
+    def complete(self, conversations, *, temperature, max_tokens, seed, schema=None):
         self.seen += [messages[-1]["content"] for messages in conversations]
         return [self.answers.pop(0) for _ in conversations]
 
