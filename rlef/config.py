@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from reward_models.config import InstructionModelConfig, ProcessModelConfig
 from rlef.errors import UserError, raise_all
+from rlef.records import Domain
 
 
 class Section(BaseModel):
@@ -138,6 +139,9 @@ class ProblemsStage(Stage):
     skip_broken_lines: bool = Field(
         default=False, description="jsonl: set lines that are not JSON aside (bad_rows.jsonl) instead of stopping at the first"
     )
+    domain: Domain | None = Field(
+        default=None, description="of all seeds; default: what a row's `domain` says, else math with an answer and general without"
+    )
     seeds: int = Field(default=600, ge=1, description="problems with solutions")
     held_out: int = Field(default=1000, ge=1, description="problems that nothing trains on")
     seed_depths: tuple[int, int] = Field(default=(1, 3), description="symbolic: fewest and most steps of the seeds")
@@ -150,7 +154,14 @@ class EvolveStage(Stage):
     problems: str | None = Field(default=None, description="input: a problems stage or folder")
     rounds: int = Field(default=3, ge=1)
     weights: dict[str, float] = Field(
-        default={"up": 0.5, "down": 0.25, "breadth": 0.25}, description="relative frequency of the lines up, down, breadth"
+        default={"up": 0.5, "down": 0.25, "breadth": 0.25},
+        description="relative frequency of a line (up, down, breadth), or of one operation apart from its line (up.add_step)",
+    )
+    operations_file: str | None = Field(
+        default=None, description="YAML, domain -> line.name -> template with {question}: adds to evolution/operations.yaml or replaces"
+    )
+    require_question: bool = Field(
+        default=False, description="math: drop what asks nothing. Not for the symbolic domain, whose flawed prompts RL must meet"
     )
     per_round: int | None = Field(default=None, ge=1, description="parents drawn each round; default: all kept so far")
     max_depth: int = Field(default=5, ge=1, description="symbolic: evolution stops at this many steps")
@@ -408,7 +419,7 @@ class Config(Section):
                     if not 1 <= low <= high:
                         wrong.append(f"stages.{name}.{key}: [{low}, {high}] must be [fewest, most] with 1 <= fewest <= most")
             if stage.kind == "evolve":
-                unknown = stage.weights.keys() - {"up", "down", "breadth"}
+                unknown = [key for key in stage.weights if key.split(".")[0] not in ("up", "down", "breadth")]
                 if unknown:
                     wrong.append(f"stages.{name}.weights: unknown line {', '.join(sorted(unknown))}; known: up, down, breadth")
                 if min(stage.weights.values(), default=0) < 0 or not sum(stage.weights.values()):
@@ -448,7 +459,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such config file", fix="give the path of a YAML file, e.g. configs/quickstart.yaml")
-    data = _read_yaml(path)
+    data = read_yaml(path, fix="start from configs/quickstart.yaml")
     mistaken: list[UserError] = []
     for override in overrides:
         try:
@@ -478,7 +489,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, *, fix: str) -> dict[str, Any]:
+    """The mapping that a YAML file holds. Raises UserError with the line of a mistake; `fix`: what to do where it is no mapping."""
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -487,7 +499,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: not a YAML text file ({error})", fix="give a YAML file") from None
     if not isinstance(data, dict):
-        raise UserError(f"{path}: a config is a mapping of sections", fix="start from configs/quickstart.yaml")
+        raise UserError(f"{path}: must be a mapping of keys", fix=fix)
     return {str(key): value for key, value in data.items()}
 
 
@@ -630,6 +642,8 @@ def _check_files(config: Config, path: Path) -> None:
         if stage.kind == "problems":
             file(f"stages.{name}.path", stage.path if stage.source == "jsonl" else None)
             file(f"stages.{name}.held_out_path", stage.held_out_path)
+        if stage.kind == "evolve":
+            file(f"stages.{name}.operations_file", stage.operations_file)
         if stage.kind == "evaluate":
             file(f"stages.{name}.path", stage.path)
     if wrong:

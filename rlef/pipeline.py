@@ -19,13 +19,14 @@ from typing import Any
 from rlef import launch
 from rlef.config import Config, RewardSettings, Section, resolve_path
 from rlef.errors import UserError, raise_all
+from rlef.evolution.operations import check_weights, operations_of
 from rlef.run_dir import RunDir, digest, outside_digest, write_json
 from rlef.sources import read_problems, with_answers
 
 NOT_IN_FINGERPRINT = {"micro_batch_size", "score_batch_size", "rollout_batch_size", "paid"}
 DECODING_KINDS = ("label", "evaluate")  # their batch_size is rows decoded together: sampling noise does not depend on it
 FOLLOWS = "follows "
-PATHS = ("path", "held_out_path")
+PATHS = ("path", "held_out_path", "operations_file")
 TEACHER_NOT_IN_FINGERPRINT = {"concurrency", "batch_size", "timeout_s", "retries", "api_key_env", "prices", "max_cost_usd"}
 MOST_ROWS = 10_000  # of a file that are looked at before a run: `rlef check` answers within 2 seconds
 LONG_S = 600.0  # work longer than this is redone only with --yes
@@ -159,12 +160,17 @@ def resolve_all(config: Config) -> dict[str, dict[str, str]]:
 
 
 def check_data(config: Config) -> None:
-    """The JSONL files that stages will read: a broken line or an empty file is told before hours of work, not after them."""
+    """The files that stages will read: a broken line, an empty file, an unknown operation: told before hours of work, not after them."""
     wrong: list[UserError] = []
     graded = {f"{name}.path" for name, stage in config.stages.items() if stage.kind == "evaluate"}
     if any(stage.kind == "evaluate" and stage.path is None for stage in config.stages.values()):
         graded |= {f"{name}.held_out_path" for name in config.stages}
     for name, stage in config.stages.items():
+        if stage.kind == "evolve":
+            try:
+                check_weights(operations_of(config.teacher.kind, stage.operations_file), stage.weights)
+            except UserError as error:
+                wrong.append(UserError(f"stages.{name}: {error.problem}", error.fix))
         files: dict[str, tuple[str, int, bool]] = {}
         if stage.kind == "problems":
             if stage.source == "jsonl" and stage.path is not None:

@@ -1,4 +1,4 @@
-"""Text in and out of chat models: the policy's own format, and the templates that ask a teacher, as data."""
+"""Text in and out of chat models: the policy's own format, and what a teacher is asked apart from evolution, as data."""
 
 from __future__ import annotations
 
@@ -27,29 +27,13 @@ def split_answer(text: str, model: ModelSection) -> tuple[list[str], str | None]
     return steps, extract_answer(text, model.answer_marker)
 
 
-# --------------------------------------------------------------------------------------------- evolution
+# --------------------------------------------------------------------------------------------- the teacher
 
-_REWRITE = (
-    "Rewrite the problem below. {how} It must stay solvable, state every quantity that is needed, and end with one clear question. "
-    "Add at most 20 words. Answer with the new problem alone.\n\nProblem: {question}\n\nNew problem:"
-)
-_CREATE = (
-    "Write one new problem. {how} It must be solvable, state every quantity that is needed, and end with one clear question. "
-    "Answer with the new problem alone.\n\nExample: {question}\n\nNew problem:"
-)
-# operation -> template; the three lines are those of WizardMath (upward, downward) and WizardLM (breadth), in our own words.
-EVOLUTIONS: dict[str, str] = {
-    "up.add_constraint": _REWRITE.replace("{how}", "Add one more condition or requirement that changes the solution."),
-    "up.concretise": _REWRITE.replace("{how}", "Replace general ideas by more specific ones, with definite quantities."),
-    "up.add_step": _REWRITE.replace("{how}", "Change it so that the solution needs one more step of reasoning."),
-    "down.easier_revision": _REWRITE.replace("{how}", "Make it easier: fewer conditions, smaller numbers, fewer steps."),
-    "down.easier_topic": _CREATE.replace("{how}", "It should be easier than the example and about another topic."),
-    "breadth.new_topic": _CREATE.replace(
-        "{how}", "It should be as hard as the example, in the same domain, but rarer and about another topic."
-    ),
-}
-# Words that only stand in a rewrite when the prompt leaked into it.
-LEAKED_WORDS = ("rewritten prompt", "given prompt", "#the given", "#rewritten", "new problem:", "created prompt", "original problem")
+# Words that only stand in a rewrite when a prompt leaked into it: the headings of evolution/operations.yaml, and what models know of others.
+LEAKED_WORDS = (
+    "new problem:", "new instruction:", "new task:",
+    "rewritten prompt", "given prompt", "#the given", "#rewritten", "created prompt", "original problem",
+)  # fmt: skip
 
 RESPOND = (
     "Solve the problem step by step. Write one short step a line, with its calculation. "

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rlef.errors import UserError
 
 SCHEMA_VERSION = 1
+Domain = Literal["math", "code", "general"]
 
 
 class Record(BaseModel):
@@ -55,7 +56,7 @@ class Problem(Record):
     answer: str | None = None  # canonical text of the gold answer
     solution: tuple[str, ...] | None = None  # steps, without the final answer line
     source: str = ""  # file, dataset or generator
-    domain: Literal["math", "general"] = "math"
+    domain: Domain = "math"
     depth: int | None = None  # number of reasoning steps, where known
     lineage: Lineage | None = None  # None for a seed
     truth: Truth | None = None

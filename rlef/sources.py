@@ -9,11 +9,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rlef.answers import as_number, canonical, extract_answer
 from rlef.errors import UserError
-from rlef.records import BadRow, Problem, problem_id
+from rlef.records import BadRow, Domain, Problem, problem_id
 
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 
@@ -120,6 +120,6 @@ def as_problem(row: dict[str, Any], source: str) -> Problem:
         answer=canonical(str(answer)) if math else None,
         solution=steps or None,
         source=source,
-        domain="math" if math else "general",
+        domain=row["domain"] if row.get("domain") in get_args(Domain) else "math" if math else "general",
         depth=len(steps) if steps and math else None,
     )

@@ -5,7 +5,7 @@ Two implementations: rlef.symbolic.teacher and rlef.evolution.chat.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,10 +29,10 @@ class Quality:
 
 
 class Evolver(Protocol):
-    """`operations` are dotted: line and name, e.g. up.add_step, down.drop_step, breadth.new_topic."""
+    """`operations` of each domain are dotted: line and name, e.g. up.add_step, down.drop_step, breadth.new_topic."""
 
     name: str
-    operations: tuple[str, ...]
+    operations: Mapping[str, Sequence[str]]
 
     def evolve(self, parents: Sequence[Problem], operations: Sequence[str], *, round: int, seed: int) -> list[Problem | None]:
         """One child (with lineage) a parent; None where the teacher produced nothing usable."""

@@ -9,11 +9,12 @@ from typing import Any
 from rlef import prompts
 from rlef.answers import canonical
 from rlef.config import ModelSection
+from rlef.evolution.operations import Templates, read_operations
 from rlef.records import Lineage, Problem, Solution, problem_id
 from rlef.rollout.remote import ChatModel
 from rlef.teacher import QUALITIES, Quality
 
-_PREFIX = re.compile(r"^\s*(?:\**(?:new |rewritten )?problem\**\s*:\**|here is[^\n]*:)\s*", re.IGNORECASE)
+_PREFIX = re.compile(r"^\s*(?:\**(?:new |rewritten )?(?:problem|instruction|task)\**\s*:\**|here is[^\n]*:)\s*", re.IGNORECASE)
 
 # Numbers by enumeration: not every server that takes a schema knows minimum and maximum.
 QUALITY_SCHEMA: dict[str, Any] = {
@@ -27,10 +28,12 @@ QUALITY_SCHEMA: dict[str, Any] = {
 class ChatTeacher:
     """Evolver, Responder, InstructionJudge and StepJudge over one chat model."""
 
-    operations = tuple(prompts.EVOLUTIONS)
-
-    def __init__(self, chat: ChatModel, model: ModelSection, *, temperature: float, max_tokens: int) -> None:
+    def __init__(
+        self, chat: ChatModel, model: ModelSection, *, temperature: float, max_tokens: int, templates: Templates | None = None
+    ) -> None:
         self.chat, self.model, self.temperature, self.max_tokens = chat, model, temperature, max_tokens
+        self.templates = templates or read_operations()
+        self.operations = {domain: tuple(known) for domain, known in self.templates.items()}
         self.name = chat.name
 
     def _ask(
@@ -53,7 +56,7 @@ class ChatTeacher:
 
     def evolve(self, parents: Sequence[Problem], operations: Sequence[str], *, round: int, seed: int) -> list[Problem | None]:
         texts = [
-            prompts.EVOLUTIONS[operation].replace("{question}", parent.question)
+            self.templates[parent.domain][operation].replace("{question}", parent.question)
             for parent, operation in zip(parents, operations, strict=True)
         ]
         children: list[Problem | None] = []
@@ -92,7 +95,8 @@ class ChatTeacher:
 
     def versions(self, problem: Problem, count: int, *, seed: int) -> list[Problem]:
         """The instruction itself and evolved versions of it, each by another operation."""
-        operations = [self.operations[place % len(self.operations)] for place in range(count - 1)]
+        known = self.operations[problem.domain]
+        operations = [known[place % len(known)] for place in range(count - 1)]
         made = self.evolve([problem] * len(operations), operations, round=1, seed=seed)
         return list({one.question: one for one in [problem, *made] if one is not None}.values())
 

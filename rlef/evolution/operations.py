@@ -1,23 +1,93 @@
-"""Which operation each parent gets: a line (up, down, breadth) by weight, then one of the teacher's operations of that line."""
+"""The chat teacher's operations, from YAML, and which of a teacher's operations each parent gets."""
 
 from __future__ import annotations
 
+import difflib
 import random
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
 
+from rlef.config import read_yaml
 from rlef.errors import UserError
+from rlef.records import Domain
+from rlef.symbolic import SymbolicTeacher
+
+OWN_FILE = Path(__file__).with_name("operations.yaml")
+Templates = dict[str, dict[str, str]]  # domain -> operation (line.name) -> template with {question}
+_OPERATION = re.compile(r"(up|down|breadth)\.\w+")
+_FIX = f"one entry is `domain: {{line.name: template}}`, as in {OWN_FILE.name} of the package"
 
 
-def choose_operations(count: int, operations: Sequence[str], weights: Mapping[str, float], *, seed: str) -> list[str]:
-    """`count` operations. Raises UserError where a weighted line has no operation or all weights are 0."""
-    lines = {line: [name for name in operations if name.split(".")[0] == line] for line in weights}
-    empty = [line for line, names in lines.items() if not names and weights[line] > 0]
-    if empty or not any(weights.values()):
-        known = sorted({name.split(".")[0] for name in operations})
+def read_operations(file: str | Path | None = None) -> Templates:
+    """The package's operations; those of `file` are added to them or take their place. Raises one UserError with all its mistakes."""
+    templates: Templates = read_yaml(OWN_FILE, fix=_FIX)
+    added = read_yaml(Path(file), fix=_FIX) if file is not None else {}
+    if wrong := _mistakes(added):
+        raise UserError(f"{file}: {len(wrong)} mistake(s)\n" + "\n".join(f"  - {line}" for line in wrong), fix=_FIX)
+    return {domain: {**templates.get(domain, {}), **added.get(domain, {})} for domain in get_args(Domain)}
+
+
+def operations_of(teacher: str, file: str | Path | None) -> dict[str, tuple[str, ...]]:
+    """The operations that a kind of teacher has in each domain."""
+    if teacher == "symbolic":
+        return dict(SymbolicTeacher.operations)
+    return {domain: tuple(known) for domain, known in read_operations(file).items()}
+
+
+def _mistakes(added: Mapping[str, Any]) -> list[str]:
+    wrong: list[str] = []
+    for domain, operations in added.items():
+        if domain not in get_args(Domain):
+            wrong.append(f"{domain}: no such domain; known: {', '.join(get_args(Domain))}")
+        elif not isinstance(operations, dict):
+            wrong.append(f"{domain}: must be a mapping from operations to templates, not {operations!r}")
+        else:
+            wrong += [f"{domain}.{name}: {flaw}" for name, template in operations.items() if (flaw := _flaw(str(name), template))]
+    return wrong
+
+
+def _flaw(name: str, template: Any) -> str | None:
+    if not _OPERATION.fullmatch(name):
+        return "an operation is line.name with a line of up, down, breadth, e.g. up.add_step"
+    if not isinstance(template, str):
+        return f"a template is text, not {template!r}"
+    return None if "{question}" in template else "{question} must stand in its template, or the teacher never sees the parent"
+
+
+def check_weights(operations: Mapping[str, Sequence[str]], weights: Mapping[str, float]) -> None:
+    """Raises UserError where a weight is of no line or operation of any domain."""
+    names = {name for known in operations.values() for name in known}
+    known = sorted(names | {name.split(".")[0] for name in names})
+    for key in weights:
+        if key not in known and weights[key] > 0:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise UserError(
+                f"evolve.weights: the teacher has no operation {key}" + (f"; did you mean `{near[0]}`?" if near else ""),
+                fix=f"known: {', '.join(known)}",
+            )
+
+
+def choose_operations(
+    domains: Sequence[str], operations: Mapping[str, Sequence[str]], weights: Mapping[str, float], *, seed: str
+) -> list[str]:
+    """An operation for each parent, by its domain. A weight is of a line (up, down, breadth), shared evenly by those of its operations
+    that have no weight of their own, or of one operation (up.add_step). Weights of what a domain lacks count for nothing there.
+
+    Raises UserError where a weight is of nothing known, or a parent's domain has no operation of positive weight.
+    """
+    check_weights(operations, weights)
+    drawn = {domain: iter(_draw(domains.count(domain), domain, operations.get(domain, ()), weights, seed)) for domain in set(domains)}
+    return [next(drawn[domain]) for domain in domains]
+
+
+def _draw(count: int, domain: str, names: Sequence[str], weights: Mapping[str, float], seed: str) -> list[str]:
+    groups = {key: [name for name in names if name == key or (name not in weights and name.split(".")[0] == key)] for key in weights}
+    groups = {key: group for key, group in groups.items() if group and weights[key] > 0}
+    if not groups:
         raise UserError(
-            f"evolve.weights: {', '.join(empty) or 'all are 0'}",
-            fix=f"the teacher's lines are {', '.join(known)}; give one a positive weight",
+            f"evolve.weights: no operation of domain {domain} has a positive weight", fix=f"give one to any of {', '.join(names) or 'none'}"
         )
     rng = random.Random(seed)
-    drawn = rng.choices(list(weights), weights=list(weights.values()), k=count)
-    return [rng.choice(lines[line]) for line in drawn]
+    return [rng.choice(groups[key]) for key in rng.choices(list(groups), weights=[weights[key] for key in groups], k=count)]

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from rlef.config import Config
 from rlef.evolution.chat import ChatTeacher
+from rlef.evolution.operations import read_operations
 from rlef.rollout.journal import Journal
 from rlef.rollout.remote import HFChat, OpenAIChat
 from rlef.symbolic import SymbolicTeacher
@@ -21,9 +22,9 @@ Teacher = SymbolicTeacher | ChatTeacher
 
 
 @contextlib.contextmanager
-def teaching(config: Config, journal: Path | None) -> Iterator[Teacher]:
+def teaching(config: Config, journal: Path | None, operations_file: str | None = None) -> Iterator[Teacher]:
     """The teacher, for a stage's length. `journal`: where an endpoint's answers are kept; None: in memory."""
-    teacher = make_teacher(config, journal)
+    teacher = make_teacher(config, journal, operations_file)
     try:
         yield teacher
     finally:
@@ -65,14 +66,15 @@ def _endpoint(teacher: Teacher) -> OpenAIChat | None:
     return teacher.chat if isinstance(teacher, ChatTeacher) and isinstance(teacher.chat, OpenAIChat) else None
 
 
-def make_teacher(config: Config, journal: Path | None = None) -> Teacher:
-    """symbolic: no model; hf: a model in this process; openai: any OpenAI-compatible endpoint."""
+def make_teacher(config: Config, journal: Path | None = None, operations_file: str | None = None) -> Teacher:
+    """symbolic: no model; hf: a model in this process; openai: any OpenAI-compatible endpoint; `operations_file`: for both."""
     teacher = config.teacher
     if teacher.kind == "symbolic":
         depths = [stage.max_depth for stage in config.stages.values() if stage.kind == "evolve"]
         numbers = [stage.max_number for stage in config.stages.values() if stage.kind == "problems"]
         rates = {"flaw_rate": teacher.flaw_rate, "misread_rate": teacher.misread_rate}
         return SymbolicTeacher(**rates, max_depth=max(depths, default=5), max_number=max(numbers, default=12))
+    templates = read_operations(operations_file)
     if teacher.kind == "openai":
         assert teacher.model is not None and teacher.base_url is not None  # the schema sees to it
         chat = OpenAIChat(
@@ -86,7 +88,7 @@ def make_teacher(config: Config, journal: Path | None = None) -> Teacher:
             prices=teacher.prices,
             cap_usd=teacher.max_cost_usd,
         )
-        return ChatTeacher(chat, config.model, temperature=teacher.temperature, max_tokens=teacher.max_tokens)
+        return ChatTeacher(chat, config.model, temperature=teacher.temperature, max_tokens=teacher.max_tokens, templates=templates)
     from rlef.models import load_policy, load_tokenizer, pick_device, resolve_path, stop_ids
     from rlef.rollout.hf import HFGenerator
 
@@ -103,4 +105,5 @@ def make_teacher(config: Config, journal: Path | None = None) -> Teacher:
         config.model,
         temperature=teacher.temperature,
         max_tokens=teacher.max_tokens,
+        templates=templates,
     )

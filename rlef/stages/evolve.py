@@ -17,13 +17,13 @@ from rlef.records import Eliminated, Problem, read_jsonl, write_jsonl
 from rlef.sources import read_problems
 from rlef.stages.context import StageContext
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 CHUNK = 64  # parents a call of the teacher, for the progress bar
 
 
 def run(ctx: StageContext) -> dict:
     """Writes evolved.jsonl (with lineage) and eliminated.jsonl (each with its rule)."""
-    with teaching(ctx.config, ctx.journal) as teacher:
+    with teaching(ctx.config, ctx.journal, ctx.settings.operations_file) as teacher:
         return _evolve(ctx, teacher) | account(teacher)
 
 
@@ -50,7 +50,8 @@ def _evolve(ctx: StageContext, teacher: Teacher) -> dict:
             rng = random.Random(f"parents/{ctx.seed}/{number}")
             wanted = settings.per_round or len(seeds)
             parents = rng.sample(pool, wanted) if wanted <= len(pool) else rng.choices(pool, k=wanted)
-            chosen = choose_operations(wanted, teacher.operations, settings.weights, seed=f"operations/{ctx.seed}/{number}")
+            domains = [parent.domain for parent in parents]
+            chosen = choose_operations(domains, teacher.operations, settings.weights, seed=f"operations/{ctx.seed}/{number}")
             calls = (
                 partial(_children, teacher, parents[start : start + CHUNK], chosen[start : start + CHUNK], number, ctx.seed * 10**6 + start)
                 for start in range(0, wanted, CHUNK)
@@ -61,12 +62,7 @@ def _evolve(ctx: StageContext, teacher: Teacher) -> dict:
                     if child is None:
                         rules["no_answer"] += 1
                         continue
-                    # Elimination sees texts alone: it must not profit from what a symbolic teacher knows.
-                    rule = (
-                        eliminated_by(parent.question, child.question, judged_same=same)
-                        or held_out.overlap(child)
-                        or seen.check_and_add(child.question)
-                    )
+                    rule = _failed(teacher, settings, parent, child, same) or held_out.overlap(child) or seen.check_and_add(child.question)
                     if rule is not None:
                         rules[rule] += 1
                         eliminated.append(Eliminated(problem=child, rule=rule))
@@ -101,6 +97,19 @@ def _evolve(ctx: StageContext, teacher: Teacher) -> dict:
         "depths": {str(depth): depths[depth] for depth in sorted(depths)},
         "flawed": sum(problem.answer is None for problem in evolved) / max(1, len(evolved)) if teacher.name == "symbolic" else None,
     }
+
+
+def _failed(teacher: Teacher, settings: EvolveStage, parent: Problem, child: Problem, same: bool) -> str | None:
+    """The rule of elimination, which sees texts alone: it must not profit from what a symbolic teacher knows."""
+    assert child.lineage is not None
+    chat = isinstance(teacher, ChatTeacher)
+    return eliminated_by(
+        parent.question,
+        child.question,
+        judged_same=same,
+        require_question=settings.require_question and child.domain == "math",
+        template=teacher.templates[parent.domain][child.lineage.operation] if chat else "",
+    )
 
 
 def _children(

@@ -27,7 +27,9 @@ def run(ctx: StageContext) -> dict:
         )
     else:
         seeds, bad = _from_source(settings, settings.path, settings.split, settings.seeds)
-        seeds = [problem for problem in seeds if problem.answer is not None or problem.domain == "general"]
+        if settings.domain is not None:
+            seeds = [problem.model_copy(update={"domain": settings.domain}) for problem in seeds]
+        seeds = [problem for problem in seeds if problem.answer is not None or problem.domain != "math"]
         files = [settings.held_out_path] if settings.held_out_path else ctx.config.held_out_files()
         held_out = [problem for file in files for problem in read_problems(file, limit=settings.held_out)[0]]
         if not held_out and settings.source == "datasets" and settings.held_out_split:

@@ -35,6 +35,12 @@ OPERATIONS = {
     "up.add_constraint": "one more condition",
     "up.concretise": "general words made specific",
     "up.add_step": "one more reasoning step",
+    "up.deepen": "the same subject in more depth",
+    "up.complicate_input": "a table, code or XML to read first",
+    "up.add_requirement": "one more requirement",
+    "up.rarer_requirement": "a rarer requirement",
+    "up.misleading_code": "wrong code that misleads",
+    "up.tighten_limits": "a limit on time or memory",
     "down.drop_step": "one reasoning step fewer",
     "down.smaller_numbers": "smaller numbers",
     "down.easier_revision": "an easier version",
@@ -50,6 +56,7 @@ RULES = {
     "exact_duplicate": "same text as an earlier problem",
     "near_duplicate": "almost the text of an earlier problem",
     "held_out_text": "shares text with a held-out test problem",
+    "no_question": "asks nothing",
     "held_out_shape": "same calculation as a held-out test problem",
 }
 FLAWS = {

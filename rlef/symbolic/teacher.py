@@ -102,7 +102,7 @@ class SymbolicTeacher:
     """Evolver, Responder, InstructionJudge and StepJudge of symbolic problems."""
 
     name = "symbolic"
-    operations = OPERATIONS
+    operations = {"math": OPERATIONS}
 
     def __init__(self, *, flaw_rate: float = 0.25, misread_rate: float = 0.0, max_depth: int = 5, max_number: int = 12) -> None:
         self.flaw_rate, self.misread_rate = flaw_rate, misread_rate

@@ -57,6 +57,11 @@ def test_numbers_are_answers_and_short_replies_to_instructions_are_not(tmp_path)
     assert [row.domain for row in rows] == ["math", "general", "math", "general"] and rows[1].solution == ("No",)
 
 
+def test_a_row_may_name_its_domain(tmp_path):
+    rows, _ = read(tmp_path, {"question": "Sort.", "domain": "code"}, {"question": "2+2?", "answer": 4, "domain": "biology"})
+    assert [row.domain for row in rows] == ["code", "math"]
+
+
 def test_rows_without_a_problem_are_counted_with_their_lines_and_set_aside(tmp_path):
     rows, bad = read(tmp_path, GSM8K, {"answer": "1"}, GSM8K)
     assert len(rows) == 1 and [row.line for row in bad] == [2]

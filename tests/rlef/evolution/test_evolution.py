@@ -9,12 +9,10 @@ import re
 import pytest
 
 from rlef.config import ModelSection, RandomInit
-from rlef.errors import UserError
 from rlef.evolution.chat import ChatTeacher, parse_first_error, parse_quality
 from rlef.evolution.decontamination import Duplicates, HeldOut
 from rlef.evolution.elimination import eliminated_by
 from rlef.evolution.labels import calculator_labels, check_equations, monte_carlo, perturbed, ranked_items
-from rlef.evolution.operations import choose_operations
 from rlef.records import Problem, Solution, problem_id
 from rlef.stages.respond import choose_solution
 from rlef.symbolic import make_problems
@@ -52,9 +50,27 @@ def test_rules_see_texts_alone_and_a_judge_may_be_heard():
         "parent": "str",
         "child": "str",
         "judged_same": "bool",
+        "require_question": "bool",
+        "template": "str",
     }
     assert eliminated_by(PARENT, "Ben has 17 apples?", judged_same=True) == "no_information_gain"
     assert teacher("Yes.", "no").judge_same([("a", "b"), ("a", "c")]) == [True, False]
+
+
+@pytest.mark.parametrize(
+    "child,asks",
+    [
+        ("Ann has 12 apples.", False),
+        ("Ann has 12 apples, which she shares with Ben. She gives him 5.", True),  # the price of texts alone: a relative "which"
+        ("Ann has 12 apples. Find how many remain after she ate 5.", True),
+        ("Given x + 5 = 12, find x.", True),
+        ("Ann has 12 apples. How many has Ben", True),
+        ("They found 12 apples and a list of what to buy.", False),
+    ],
+)
+def test_a_math_problem_that_asks_nothing_is_dropped_where_the_config_says_so(child, asks):
+    assert eliminated_by(PARENT, child, require_question=True) == (None if asks else "no_question")
+    assert eliminated_by(PARENT, child) is None
 
 
 def test_duplicates():
@@ -81,16 +97,6 @@ def test_held_out_text_and_shape():
         assert held.overlap(bare) == "held_out_text" and held.overlap(one) == "held_out_shape"
         assert held.overlap(bare.model_copy(update={"question": "Well then. " + one.question + " Think about it."})) == "held_out_text"
     assert not any(held.overlap(one) for one in make_problems(50, depths=(1, 4), seed=0, split="train"))
-
-
-def test_operations_follow_the_weights():
-    names = ("up.a", "up.b", "down.c")
-    drawn = choose_operations(4000, names, {"up": 3, "down": 1}, seed="s")
-    assert 0.72 < sum(name.startswith("up") for name in drawn) / 4000 < 0.78 and set(drawn) == set(names)
-    assert drawn == choose_operations(4000, names, {"up": 3, "down": 1}, seed="s")
-    for weights in ({"breadth": 1.0}, {"up": 0.0}):
-        with pytest.raises(UserError):
-            choose_operations(1, names, weights, seed="s")
 
 
 def test_ranks_share_ties():
