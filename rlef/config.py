@@ -168,6 +168,17 @@ class EvolveStage(Stage):
     near_duplicate_threshold: float = Field(
         default=0.9, gt=0, le=1, description="Jaccard similarity of word 3-grams above which a row is a near duplicate"
     )
+    held_out_run: int = Field(default=13, ge=5, description="so many words in a row of a held-out problem are a leak (GPT-3's 13)")
+    held_out_share: float = Field(
+        default=0.7, gt=0, le=1, description="share of a held-out problem's word 5-grams that is a leak, as written or with all names alike"
+    )
+    drop_renumbered: bool = Field(
+        default=False, description="drop, and not only report, the text of a held-out problem with other numbers (and names)"
+    )
+    embedding_model: str | None = Field(
+        default=None, description="folder or hub id: report and drop what is near a held-out problem by this model's mean hidden states"
+    )
+    embedding_threshold: float = Field(default=0.95, gt=0, le=1, description="cosine above which a row is such a neighbour")
 
 
 class RespondStage(Stage):
@@ -644,6 +655,8 @@ def _check_files(config: Config, path: Path) -> None:
             file(f"stages.{name}.held_out_path", stage.held_out_path)
         if stage.kind == "evolve":
             file(f"stages.{name}.operations_file", stage.operations_file)
+            if stage.embedding_model is not None:
+                model(f"stages.{name}.embedding_model", stage.embedding_model, None)
         if stage.kind == "evaluate":
             file(f"stages.{name}.path", stage.path)
     if wrong:

@@ -57,7 +57,7 @@ def model_folder(folder: str | Path) -> Path:
     return folder / "model" if (folder / "model").is_dir() else folder
 
 
-def _not_loadable(folder: str | Path, error: Exception) -> UserError:
+def not_loadable(folder: str | Path, error: Exception) -> UserError:
     return UserError(f"{folder}: no model or tokenizer could be loaded ({error})", fix="give a folder or hub id that from_pretrained loads")
 
 
@@ -67,7 +67,7 @@ def load_tokenizer(folder: str | Path, *, gguf_file: str | None = None, trust_re
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **extra)
     except (OSError, ValueError) as error:
-        raise _not_loadable(folder, error) from error
+        raise not_loadable(folder, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -95,7 +95,7 @@ def load_policy(
             str(folder), config=config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, **extra
         )
     except (OSError, ValueError) as error:
-        raise _not_loadable(folder, error) from error
+        raise not_loadable(folder, error) from error
     if device is not None:
         torch.nn.Module.to(model, device)  # transformers' own wrapper hides its signature from type checkers
     return _plain(model)

@@ -211,6 +211,8 @@ def fingerprint(config: Config, run: RunDir, name: str, inputs: dict[str, str]) 
         out |= _section(
             teacher, "teacher", path=teacher.model if local else None, gguf=teacher.gguf_file, exclude=TEACHER_NOT_IN_FINGERPRINT
         )
+    if stage.kind == "evolve" and stage.embedding_model is not None:
+        out[f"{name}.embedding_model"] = outside_digest(resolve_path(stage.embedding_model))
     if stage.kind == "evolve" or (stage.kind == "problems" and stage.held_out_path is None):
         out["held-out files"] = digest([outside_digest(file) for file in config.held_out_files()])
     for key, source in inputs.items():

@@ -67,7 +67,19 @@ class Eliminated(Record):
 
     problem: Problem
     rule: str
-    detail: str = ""
+    detail: str = ""  # id of the problem that it repeats, where the rule names one
+
+
+class Contamination(Record):
+    """An evolved problem beside the held-out one that it repeats."""
+
+    evolved_id: str
+    test_id: str
+    evolved: str
+    test: str
+    rule: str
+    ratio: float  # share of the test's word 5-grams found, or cosine; 1 for an equal shape
+    dropped: bool  # False: reported alone
 
 
 class Solution(Record):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from rlef.config import EvolveStage
 from rlef.evolution.chat import ChatTeacher
-from rlef.evolution.decontamination import Duplicates, HeldOut
+from rlef.evolution.decontamination import RENUMBERED, Duplicates, HeldOut, Match
 from rlef.evolution.elimination import eliminated_by
 from rlef.evolution.operations import choose_operations
 from rlef.evolution.teachers import Teacher, account, overlapped, teaching
-from rlef.records import Eliminated, Problem, read_jsonl, write_jsonl
+from rlef.records import Contamination, Eliminated, Problem, read_jsonl, write_jsonl
 from rlef.sources import read_problems
 from rlef.stages.context import StageContext
 
@@ -22,7 +22,7 @@ CHUNK = 64  # parents a call of the teacher, for the progress bar
 
 
 def run(ctx: StageContext) -> dict:
-    """Writes evolved.jsonl (with lineage) and eliminated.jsonl (each with its rule)."""
+    """Writes evolved.jsonl (with lineage), eliminated.jsonl (each with its rule) and contamination.jsonl (beside the test it repeats)."""
     with teaching(ctx.config, ctx.journal, ctx.settings.operations_file) as teacher:
         return _evolve(ctx, teacher) | account(teacher)
 
@@ -33,14 +33,16 @@ def _evolve(ctx: StageContext, teacher: Teacher) -> dict:
     tests = list(read_jsonl(ctx.inputs["problems"] / "held_out.jsonl", Problem))
     for file in ctx.config.held_out_files():
         tests += read_problems(file)[0]
-    held_out = HeldOut(tests)
+    held_out = HeldOut(tests, run=settings.held_out_run, share=settings.held_out_share)
+    nearest = _neighbours(settings, tests, ctx.config.launch.device)
     seen = Duplicates(settings.near_duplicate_threshold)
     for seed in seeds:
-        seen.check_and_add(seed.question)
+        seen.check_and_add(seed)
 
     # A failed evolution leaves its parent in the pool for the next round.
     pool: list[Problem] = list(seeds)
     eliminated: list[Eliminated] = []
+    leaks: list[Contamination] = []
     rules: Counter[str] = Counter()
     operations: Counter[str] = Counter()
     made = 0
@@ -57,15 +59,21 @@ def _evolve(ctx: StageContext, teacher: Teacher) -> dict:
                 for start in range(0, wanted, CHUNK)
             )
             for group in overlapped(teacher, calls, CHUNK):
-                for parent, child, same in group:
+                near = nearest([child.question if child is not None else "" for _, child, _ in group])
+                for (parent, child, same), neighbour in zip(group, near, strict=True):
                     made += 1
                     if child is None:
                         rules["no_answer"] += 1
                         continue
-                    rule = _failed(teacher, settings, parent, child, same) or held_out.overlap(child) or seen.check_and_add(child.question)
+                    rule, detail = _failed(teacher, settings, parent, child, same), ""
+                    if rule is None and (leak := _leak(held_out, child, neighbour, settings.drop_renumbered)):
+                        leaks.append(leak)
+                        rule, detail = (leak.rule, leak.test_id) if leak.dropped else (None, "")
+                    if rule is None:
+                        rule, detail = seen.check_and_add(child) or (None, "")
                     if rule is not None:
                         rules[rule] += 1
-                        eliminated.append(Eliminated(problem=child, rule=rule))
+                        eliminated.append(Eliminated(problem=child, rule=rule, detail=detail))
                         continue
                     assert child.lineage is not None
                     operations[child.lineage.operation] += 1
@@ -84,6 +92,7 @@ def _evolve(ctx: StageContext, teacher: Teacher) -> dict:
     evolved = pool[len(seeds) :]
     write_jsonl(ctx.folder / "evolved.jsonl", evolved)
     write_jsonl(ctx.folder / "eliminated.jsonl", eliminated)
+    write_jsonl(ctx.folder / "contamination.jsonl", leaks)
     depths = Counter(problem.depth for problem in evolved if problem.depth is not None)
     ctx.tracker.table(
         "evolved", ["operation", "round", "question"],
@@ -93,6 +102,7 @@ def _evolve(ctx: StageContext, teacher: Teacher) -> dict:
         "made": made,
         "kept": len(evolved),
         "eliminated": dict(rules),
+        "renumbered": sum(not leak.dropped for leak in leaks),
         "operations": dict(operations),
         "depths": {str(depth): depths[depth] for depth in sorted(depths)},
         "flawed": sum(problem.answer is None for problem in evolved) / max(1, len(evolved)) if teacher.name == "symbolic" else None,
@@ -110,6 +120,35 @@ def _failed(teacher: Teacher, settings: EvolveStage, parent: Problem, child: Pro
         require_question=settings.require_question and child.domain == "math",
         template=teacher.templates[parent.domain][child.lineage.operation] if chat else "",
     )
+
+
+def _leak(held_out: HeldOut, child: Problem, neighbour: Match | None, drop_renumbered: bool) -> Contamination | None:
+    """The held-out problem that the child repeats, if any."""
+    match = held_out.overlap(child)
+    kept = match is not None and match.rule == RENUMBERED and not drop_renumbered
+    if neighbour is not None and (match is None or kept):
+        match, kept = neighbour, False
+    if match is None:
+        return None
+    return Contamination(
+        evolved_id=child.id,
+        test_id=match.test.id,
+        evolved=child.question,
+        test=match.test.question,
+        rule=match.rule,
+        ratio=round(match.ratio, 4),
+        dropped=not kept,
+    )
+
+
+def _neighbours(settings: EvolveStage, tests: Sequence[Problem], device: str) -> Callable[[Sequence[str]], Sequence[Match | None]]:
+    """For texts their nearest tests by the embedding model; without one nothing, and torch is not loaded."""
+    if settings.embedding_model is None:
+        return lambda texts: [None] * len(texts)
+    from rlef.evolution.neighbours import Neighbours
+    from rlef.models import pick_device
+
+    return Neighbours(tests, settings.embedding_model, settings.embedding_threshold, pick_device(device)).nearest
 
 
 def _children(

@@ -56,6 +56,9 @@ RULES = {
     "exact_duplicate": "same text as an earlier problem",
     "near_duplicate": "almost the text of an earlier problem",
     "held_out_text": "shares text with a held-out test problem",
+    "held_out_renamed": "a held-out test problem with other names",
+    "held_out_renumbered": "a held-out test problem with other numbers",
+    "held_out_neighbour": "near a held-out test problem for the embedding model",
     "no_question": "asks nothing",
     "held_out_shape": "same calculation as a held-out test problem",
 }

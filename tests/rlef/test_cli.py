@@ -84,6 +84,7 @@ def test_an_unknown_stage_is_named_with_the_nearest(write, capsys):
         ({}, ["problems.seed_depths=[3, 1]"], ["stages.problems.seed_depths"]),
         ({"evolve": {"weights": {"up": 1, "sideways": 1}}}, [], ["stages.evolve.weights", "sideways"]),
         ({"evolve": {"operations_file": "none.yaml"}}, [], ["stages.evolve.operations_file", "none.yaml", "no such file"]),
+        ({"evolve": {"embedding_model": "./none"}}, [], ["stages.evolve.embedding_model", "neither a folder nor a hub id"]),
         ({"superseded": {"kind": "sft"}}, [], ["stages.superseded", "taken"]),
         ({"../x": {"kind": "sft"}}, [], ["stages.../x", "folder"]),
         ({"problems": {"source": "jsonl", "path": "run.yaml"}, "evolve": {}}, [], ["stages.problems.source", "teacher.kind"]),

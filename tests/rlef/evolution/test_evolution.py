@@ -10,12 +10,11 @@ import pytest
 
 from rlef.config import ModelSection, RandomInit
 from rlef.evolution.chat import ChatTeacher, parse_first_error, parse_quality
-from rlef.evolution.decontamination import Duplicates, HeldOut
+from rlef.evolution.decontamination import Duplicates
 from rlef.evolution.elimination import eliminated_by
 from rlef.evolution.labels import calculator_labels, check_equations, monte_carlo, perturbed, ranked_items
 from rlef.records import Problem, Solution, problem_id
 from rlef.stages.respond import choose_solution
-from rlef.symbolic import make_problems
 from rlef.teacher import Quality
 
 PARENT = "Ann has 12 apples. Ben has 5 more apples than Ann. How many apples does Ben have?"
@@ -73,30 +72,25 @@ def test_a_math_problem_that_asks_nothing_is_dropped_where_the_config_says_so(ch
     assert eliminated_by(PARENT, child) is None
 
 
+def duplicates(seen, text):
+    found = seen.check_and_add(problem(text))
+    return found and found[0]
+
+
 def test_duplicates():
     seen = Duplicates(0.8)
     long = "Ann has 12 apples and she gives 3 of them to Ben who then shares them with all his many friends at the big school"
-    assert seen.check_and_add(long) is None
-    assert seen.check_and_add(long.upper() + "!") == "exact_duplicate"
-    assert seen.check_and_add(long + " today") == "near_duplicate"
-    assert seen.check_and_add("Something else entirely, about seven trains.") is None
+    assert seen.check_and_add(problem(long)) is None
+    assert seen.check_and_add(problem(long.upper() + "!")) == ("exact_duplicate", problem_id(long))
+    assert seen.check_and_add(problem(long + " today")) == ("near_duplicate", problem_id(long))
+    assert seen.check_and_add(problem("Something else entirely, about seven trains.")) is None
 
 
 def test_texts_in_other_scripts_are_told_apart():
     seen = Duplicates(0.9)
-    assert [seen.check_and_add(text) for text in ("安有三个苹果。", "本有四支笔。", "安有三个苹果！")] == [None, None, "exact_duplicate"]
+    assert [duplicates(seen, text) for text in ("安有三个苹果。", "本有四支笔。", "安有三个苹果！")] == [None, None, "exact_duplicate"]
     assert eliminated_by("安有三个苹果。", "本有四支笔。") is None
     assert eliminated_by("安有三个苹果。", "安有三个苹果？") == "no_information_gain"
-
-
-def test_held_out_text_and_shape():
-    tests = make_problems(50, depths=(1, 4), seed=0, split="held_out")
-    held = HeldOut(tests)
-    for one in tests:
-        bare = one.model_copy(update={"truth": None})
-        assert held.overlap(bare) == "held_out_text" and held.overlap(one) == "held_out_shape"
-        assert held.overlap(bare.model_copy(update={"question": "Well then. " + one.question + " Think about it."})) == "held_out_text"
-    assert not any(held.overlap(one) for one in make_problems(50, depths=(1, 4), seed=0, split="train"))
 
 
 def test_ranks_share_ties():
