@@ -8,59 +8,11 @@ from functools import cache
 
 from rlef.prompts import LEAKED_WORDS
 
-STOP_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "but",
-        "by",
-        "for",
-        "from",
-        "has",
-        "have",
-        "he",
-        "her",
-        "his",
-        "i",
-        "if",
-        "in",
-        "is",
-        "it",
-        "its",
-        "me",
-        "my",
-        "no",
-        "not",
-        "of",
-        "on",
-        "or",
-        "our",
-        "she",
-        "so",
-        "that",
-        "the",
-        "their",
-        "them",
-        "they",
-        "this",
-        "to",
-        "was",
-        "we",
-        "were",
-        "what",
-        "which",
-        "who",
-        "will",
-        "with",
-        "you",
-        "your",
-    ]
-)
+STOP_WORDS = frozenset((
+    "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "from", "has", "have", "he", "her", "his", "i", "if", "in",
+    "is", "it", "its", "me", "my", "no", "not", "of", "on", "or", "our", "she", "so", "that", "the", "their", "them", "they",
+    "this", "to", "was", "we", "were", "what", "which", "who", "will", "with", "you", "your",
+))  # fmt: skip
 REFUSAL_WORDS = 80  # "sorry" in a shorter text is a refusal
 LEAKED_RUN = 6  # words in a row that a child can only have from the prompt that asked for it
 _WORD = re.compile(r"(?:[^\W_]|')+")
