@@ -44,7 +44,10 @@ class SteppedSolution(BaseModel):
     steps: tuple[str, ...] = Field(min_length=1, description="the final answer line, where there is one, is the last step")
     labels: tuple[float | None, ...] = Field(description="1 right, 0 wrong, between: soft; None: not judged (not trained on)")
     labeller: str
-    samples: int | None = Field(default=None, description="Monte Carlo completions a prefix")
+    rates: tuple[float | None, ...] | None = Field(
+        default=None, description="q: share of completions from the end of each step that reached the answer; None: not measured"
+    )
+    samples: int | None = Field(default=None, description="N: completions a prefix. The last step's rate is its own answer's, 0 or 1")
     seed: int | None = None
     depth: int | None = None
     answer: str | None = Field(default=None, description="canonical answer, for weighted votes")
@@ -55,8 +58,10 @@ class SteppedSolution(BaseModel):
     def _one_label_a_step(self) -> SteppedSolution:
         if len(self.labels) != len(self.steps):
             raise ValueError(f"{len(self.steps)} steps but {len(self.labels)} labels")
-        if any(label is not None and not 0.0 <= label <= 1.0 for label in self.labels):
-            raise ValueError("labels must lie in 0..1")
+        if self.rates is not None and len(self.rates) != len(self.steps):
+            raise ValueError(f"{len(self.steps)} steps but {len(self.rates)} rates")
+        if any(label is not None and not 0.0 <= label <= 1.0 for label in (*self.labels, *(self.rates or ()))):
+            raise ValueError("labels and rates must lie in 0..1")
         return self
 
 

@@ -215,6 +215,9 @@ class SftStage(TrainSettings):
     max_length: int = Field(default=512, ge=8, description="tokens of prompt and answer")
 
 
+COMPLETED = ("calculator", "monte_carlo", "bisection")  # label methods whose labels come from completions
+
+
 class LabelStage(Stage):
     kind: Literal["label"] = "label"
     policy: str | None = Field(default=None, description="input: the stage whose model answers (default: nearest earlier sft)")
@@ -222,18 +225,34 @@ class LabelStage(Stage):
     list_size: int = Field(default=6, ge=2)
     count: int = Field(default=800, ge=1, description="problems whose solutions are judged step by step")
     samples: int = Field(default=4, ge=1, description="solutions a problem")
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, description="of solutions and of Monte Carlo completions")
+    temperatures: list[Annotated[float, Field(gt=0)]] = Field(
+        default_factory=list, description="solutions are dealt over these in turn (default: `temperature` alone)"
+    )
+    balance: bool = Field(default=False, description="drop right solutions of the training split until no more are right than wrong")
     max_tokens: int = Field(default=128, ge=1)
-    method: Literal["auto", "symbolic", "judge", "calculator"] = Field(
-        default="auto", description="calculator: equations plus Monte Carlo against training answers"
+    method: Literal["auto", "symbolic", "judge", "calculator", "monte_carlo", "bisection"] = Field(
+        default="auto",
+        description="the last three need training answers. monte_carlo: share of completions of each prefix that reach the answer; "
+        "calculator: the same, and 0 for a wrong equation; bisection: the first prefix from which none does, by binary search",
+    )
+    threshold: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="a step is right where more than this share of its completions reach the answer, else wrong. "
+        "None: the share itself is the label; bisection and consensus, which need a verdict, take 0",
+    )
+    consensus: bool = Field(
+        default=False, description="the teacher judges what completions label, and steps on which both do not agree are not trained on"
     )
     perturbed: int = Field(
         default=0,
         ge=0,
         description="for each solution of the training split so many copies up to a right step in which one number, sign or name is "
-        "changed, judged like the others: the reward model has to read the values, not guess from the problem. Not for the calculator",
+        "changed, judged like the others: the reward model has to read the values, not guess from the problem. Not where completions label",
     )
-    completions: int = Field(default=4, ge=1, description="calculator: Monte Carlo completions of a prefix")
+    completions: int = Field(default=4, ge=1, description="Monte Carlo completions of a prefix")
     batch_size: int = Field(default=256, ge=1, description="rows decoded together")
     held_out_fraction: float = Field(
         default=0.15, gt=0, lt=1, description="share of lists and problems kept for evaluating the reward models"
@@ -437,6 +456,8 @@ class Config(Section):
                     wrong.append(f"stages.{name}.weights: none may be negative, and one must be above 0")
             if stage.kind == "label" and stage.method == "symbolic" and self.teacher.kind != "symbolic":
                 wrong.append(f"stages.{name}.method: symbolic needs teacher.kind: symbolic; use judge or calculator")
+            if stage.kind == "label" and stage.consensus and stage.method not in COMPLETED:
+                wrong.append(f"stages.{name}.consensus: needs method {', '.join(COMPLETED)}, whose labels a judge can confirm")
             world = self.launch.processes
             if isinstance(stage, TrainSettings):
                 micro = min(stage.micro_batch_size, max(1, stage.batch_size // world))

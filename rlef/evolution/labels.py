@@ -139,5 +139,51 @@ def monte_carlo(
     """
     prefixes = [steps[: place + 1] for place in range(len(steps) - 1)]
     answers = completions(prefixes) if prefixes else []
-    rates = [sum(answer is not None and same_answer(answer, gold, question) for answer in row) / max(1, len(row)) for row in answers]
-    return [*rates, float(final is not None and same_answer(final, gold, question))]
+    return [_rate(row, gold, question) for row in [*answers, [final]]]
+
+
+def _rate(answers: Sequence[str | None], gold: str, question: str) -> float:
+    return sum(answer is not None and same_answer(answer, gold, question) for answer in answers) / max(1, len(answers))
+
+
+def bisection(
+    steps: Sequence[str],
+    gold: str,
+    completions: Callable[[Sequence[Sequence[str]]], list[list[str | None]]],
+    final: str | None,
+    question: str = "",
+    threshold: float = 0.0,
+) -> tuple[list[float | None], list[float | None]]:
+    """The first step after which at most `threshold` of the completions reach the answer, by binary search (OmegaPRM, arXiv 2406.06592,
+    section 3.2: there none does).
+
+    `steps`: K >= 1; the other arguments as for `monte_carlo`, and `completions` is asked for one prefix at a time, ceil(log2(K)) times at
+    most. Returns (labels, rates), K of each: labels are 1 before the first error, 0 at it, None after; rates lie in 0..1, None where none
+    was measured. It assumes that a prefix with a wrong step never recovers: a right final answer makes every step right, at no completion.
+    """
+    count = len(steps)
+    rates: list[float | None] = [None] * (count - 1) + [_rate([final], gold, question)]
+    if rates[-1]:
+        return [1.0] * count, rates
+    right, wrong = 0, count  # steps of the longest prefix known to be right, of the shortest known to be wrong
+    while wrong - right > 1:
+        middle = (right + wrong) // 2
+        rate = rates[middle - 1] = _rate(completions([steps[:middle]])[0], gold, question)
+        right, wrong = (middle, wrong) if rate > threshold else (right, middle)
+    return [1.0] * (wrong - 1) + [0.0] + [None] * (count - wrong), rates
+
+
+def hard_labels(rates: Sequence[float | None], threshold: float) -> list[float | None]:
+    """1 where a rate is above `threshold`, else 0; what was not measured stays None."""
+    return [None if rate is None else float(rate > threshold) for rate in rates]
+
+
+def consensus_labels(one: Sequence[float | None], other: Sequence[float | None]) -> list[float | None]:
+    """Labels 0 or 1 that both give alike, else None (consensus filtering of judge and Monte Carlo, arXiv 2501.07301, by step)."""
+    return [label if label == second else None for label, second in zip(one, other, strict=True)]
+
+
+def agreement(one: Sequence[Sequence[float | None]], other: Sequence[Sequence[float | None]]) -> float | None:
+    """Share of alike labels among the steps that both label; None where there is no such step."""
+    pairs = [pair for rows in zip(one, other, strict=True) for pair in zip(*rows, strict=True) if None not in pair]
+    return sum(label == second for label, second in pairs) / len(pairs) if pairs else None

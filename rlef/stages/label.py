@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 from reward_models.records import RankedItem, RankedList, SteppedSolution
 from rlef.answers import canonical, same_answer
-from rlef.config import LabelStage
+from rlef.config import COMPLETED, LabelStage, ModelSection
 from rlef.errors import UserError
-from rlef.evolution.labels import calculator_labels, monte_carlo, perturbed, ranked_items
+from rlef.evolution.labels import (
+    agreement,
+    bisection,
+    calculator_labels,
+    consensus_labels,
+    hard_labels,
+    monte_carlo,
+    perturbed,
+    ranked_items,
+)
 from rlef.evolution.teachers import Teacher, account, overlapped, teaching
-from rlef.models import decode, load_policy, load_tokenizer, model_folder, pick_device, prompt_ids, stop_ids
+from rlef.models import Tokenizer, decode, load_policy, load_tokenizer, model_folder, pick_device, prompt_ids, stop_ids
 from rlef.prompts import split_answer
 from rlef.records import Problem, read_jsonl, write_jsonl
-from rlef.rollout.base import SampleRequest, SamplingParams
+from rlef.rollout.base import Completion, Generator, SampleRequest, SamplingParams
 from rlef.rollout.hf import HFGenerator
 from rlef.stages.context import StageContext
 from rlef.symbolic import SymbolicTeacher
@@ -24,6 +34,18 @@ from rlef.symbolic import SymbolicTeacher
 STAGE_VERSION = 1
 CHUNK = 64
 MONTE_CARLO = 1  # second part of the noise key of completions; solutions have 0
+Labels = list[float | None]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A solution that the policy wrote. `correct`: None where the problem's answer is not known."""
+
+    problem: Problem
+    steps: list[str]
+    answer: str | None
+    correct: bool | None
+    split: Literal["train", "held_out"]
 
 
 def run(ctx: StageContext) -> dict:
@@ -99,10 +121,11 @@ def _judge(
         known = isinstance(teacher, SymbolicTeacher) and all(problem.truth is not None for problem in seeds)
         answered = all(problem.answer is not None for problem in seeds)
         method = "symbolic" if known else "calculator" if answered else "judge"
-    # The calculator needs training answers, which evolved problems do not have.
-    pool = [problem for problem in seeds if problem.answer is not None] if method == "calculator" else unsolved
+    # Completions are compared with training answers, which evolved problems do not have.
+    pool = [problem for problem in seeds if problem.answer is not None] if method in COMPLETED else unsolved
+    if not pool:
+        raise UserError(f"{ctx.name}.method: {method} needs problems with known answers", fix="use method: judge")
     chosen = random.Random(f"solutions/{ctx.seed}").sample(pool, min(settings.count, len(pool)))
-    boundary = _held_out(len(chosen), settings.held_out_fraction)
 
     # 1. Sample from the policy that the reward model will judge.
     folder = model_folder(ctx.inputs["policy"])
@@ -111,71 +134,117 @@ def _judge(
     stops = stop_ids(tokenizer, policy)
     generator = HFGenerator(policy, int(tokenizer.pad_token_id), settings.batch_size)
     params = SamplingParams(settings.max_tokens, settings.temperature, stops)
-    requests = [
-        SampleRequest(tuple(prompt_ids(tokenizer, problem.question, ctx.config.model)), (ctx.seed, 0, int(problem.id, 16), sample))
-        for problem in chosen
-        for sample in range(settings.samples)
-    ]
-    with ctx.tracker.progress(f"{ctx.name}: sample", len(requests)) as advance:
-        completions = generator.generate(requests, params, advance)
-    rows: dict[tuple[str, str], tuple[int, Problem, list[str], str | None]] = {}
-    empty = 0
-    for index, completion in enumerate(completions):
-        place = index // settings.samples
-        text = decode(tokenizer, completion.tokens, stops)
-        steps, answer = split_answer(text, ctx.config.model)
-        empty += not steps
-        if steps:  # equal answers to one problem are kept once
-            rows.setdefault((chosen[place].id, text), (place, chosen[place], steps, answer))
-    if not rows:
-        raise UserError(f"{ctx.name}: the policy wrote no step at all", fix="train the policy longer, or raise label.max_tokens")
+    solutions, empty = _solutions(ctx, tokenizer, stops, chosen, _sample(ctx, generator, params, tokenizer, chosen))
+    counts: dict = {"method": method, "without_steps": empty}
+    if settings.balance:
+        before = len(solutions)
+        solutions = _balanced(solutions, random.Random(f"balance/{ctx.seed}"))
+        counts["balanced_away"] = before - len(solutions)
+        if all(row.split == "held_out" for row in solutions):
+            raise UserError(f"{ctx.name}.balance: every training solution is right", fix="use harder problems, or balance: false")
 
     # 2. Judge.
-    solutions = list(rows.values())
-    problems, written = [problem for _, problem, _, _ in solutions], [steps for _, _, steps, _ in solutions]
-    if method == "calculator":
-        labels = _calculate(ctx, generator, params, tokenizer, solutions)
-    else:
-        if method == "symbolic" and not isinstance(teacher, SymbolicTeacher):
-            raise UserError(f"{ctx.name}.method: symbolic needs teacher.kind: symbolic", fix="use judge or calculator")
-        labels = []
-        calls = (
-            partial(teacher.judge_steps, problems[start : start + CHUNK], written[start : start + CHUNK], seed=ctx.seed)
-            for start in range(0, len(solutions), CHUNK)
-        )
-        with ctx.tracker.progress(f"{ctx.name}: judge", len(solutions)) as advance:
-            for judged in overlapped(teacher, calls, CHUNK):
-                labels += judged
-                advance(len(judged))
-    labeller = {"calculator": "calculator+monte_carlo"}.get(method, teacher.name)
-    out, unjudged = [], 0
-    for (place, problem, steps, answer), row in zip(solutions, labels, strict=True):
+    if method == "symbolic" and not isinstance(teacher, SymbolicTeacher):
+        raise UserError(f"{ctx.name}.method: symbolic needs teacher.kind: symbolic", fix="use judge or calculator")
+    judged = _judged(ctx, teacher, solutions) if method not in COMPLETED or settings.consensus else []
+    labels, rates, labeller = judged, [None] * len(solutions), teacher.name
+    if method in COMPLETED:
+        labels, rates = _completed(ctx, method, generator, params, tokenizer, solutions)
+        labeller = "calculator+monte_carlo" if method == "calculator" else method
+        if settings.consensus:
+            counts["agreement"] = agreement(judged, labels)
+            labels = [consensus_labels(*pair) for pair in zip(judged, labels, strict=True)]
+            labeller = f"{labeller} and {teacher.name}"
+    out = []
+    for sampled, row, rate in zip(solutions, labels, rates, strict=True):
         if all(label is None for label in row):
-            unjudged += 1
             continue
-        correct = None
-        if problem.answer is not None:
-            correct = answer is not None and same_answer(answer, problem.answer, problem.question)
+        problem = sampled.problem
         out.append(
             SteppedSolution(
                 problem_id=problem.id,
                 question=problem.question,
-                steps=tuple(steps),
+                steps=tuple(sampled.steps),
                 labels=tuple(row),
                 labeller=labeller,
-                samples=settings.completions if method == "calculator" else None,
+                rates=None if rate is None else tuple(rate),
+                samples=settings.completions if method in COMPLETED else None,
                 seed=ctx.seed,
                 depth=problem.depth,
-                answer=canonical(answer, problem.question) if answer is not None else None,
-                correct=correct,
-                split="held_out" if place < boundary else "train",
+                answer=canonical(sampled.answer, problem.question) if sampled.answer is not None else None,
+                correct=sampled.correct,
+                split=sampled.split,
             )
         )
     if not out:
         raise UserError(f"{ctx.name}: the judge judged no step", fix="use another teacher, or method: calculator")
-    if settings.perturbed and method != "calculator":
-        out += _perturb(ctx, teacher, out, {problem.id: problem for problem in problems})
-    return out, {"method": method, "without_steps": empty, "unjudged": unjudged}
+    counts["unjudged"] = len(solutions) - len(out)
+    if settings.perturbed and method not in COMPLETED:
+        out += _perturb(ctx, teacher, out, {problem.id: problem for problem in chosen})
+    return out, counts
+
+
+def _sample(
+    ctx: StageContext, generator: Generator, params: SamplingParams, tokenizer: Tokenizer, problems: Sequence[Problem]
+) -> list[Completion]:
+    """`samples` solutions a problem, in order; the temperatures take turns over them all."""
+    settings: LabelStage = ctx.settings
+    requests = [
+        SampleRequest(tuple(prompt_ids(tokenizer, problem.question, ctx.config.model)), (ctx.seed, 0, int(problem.id, 16), sample))
+        for problem in problems
+        for sample in range(settings.samples)
+    ]
+    temperatures = settings.temperatures or [settings.temperature]
+    out: dict[int, Completion] = {}
+    with ctx.tracker.progress(f"{ctx.name}: sample", len(requests)) as advance:
+        for turn, temperature in enumerate(temperatures):
+            places = range(turn, len(requests), len(temperatures))
+            asked = [requests[place] for place in places]
+            out |= zip(places, generator.generate(asked, replace(params, temperature=temperature), advance), strict=True)
+    return [out[place] for place in range(len(requests))]
+
+
+def _solutions(
+    ctx: StageContext, tokenizer: Tokenizer, stops: tuple[int, ...], problems: Sequence[Problem], completions: Sequence[Completion]
+) -> tuple[list[Sampled], int]:
+    """The solutions with a step, equal ones to one problem once; and how many have none. Problems before the boundary are held out."""
+    settings: LabelStage = ctx.settings
+    boundary = _held_out(len(problems), settings.held_out_fraction)
+    rows: dict[tuple[str, str], Sampled] = {}
+    empty = 0
+    for index, completion in enumerate(completions):
+        place = index // settings.samples
+        problem = problems[place]
+        text = decode(tokenizer, completion.tokens, stops)
+        steps, answer = split_answer(text, ctx.config.model)
+        empty += not steps
+        if steps:
+            correct = None
+            if problem.answer is not None:
+                correct = answer is not None and same_answer(answer, problem.answer, problem.question)
+            rows.setdefault((problem.id, text), Sampled(problem, steps, answer, correct, "held_out" if place < boundary else "train"))
+    if not rows:
+        raise UserError(f"{ctx.name}: the policy wrote no step at all", fix="train the policy longer, or raise label.max_tokens")
+    return list(rows.values()), empty
+
+
+def _balanced(solutions: Sequence[Sampled], rng: random.Random) -> list[Sampled]:
+    """Without as many right solutions of the training split as there are more of them than wrong ones. Held-out and unknown ones stay."""
+    right = [place for place, row in enumerate(solutions) if row.split == "train" and row.correct]
+    wrong = sum(row.split == "train" and row.correct is False for row in solutions)
+    dropped = set(rng.sample(right, max(0, len(right) - wrong)))
+    return [row for place, row in enumerate(solutions) if place not in dropped]
+
+
+def _judged(ctx: StageContext, teacher: Teacher, solutions: Sequence[Sampled]) -> list[Labels]:
+    labels: list[Labels] = []
+    groups = [solutions[start : start + CHUNK] for start in range(0, len(solutions), CHUNK)]
+    calls = (partial(teacher.judge_steps, [row.problem for row in group], [row.steps for row in group], seed=ctx.seed) for group in groups)
+    with ctx.tracker.progress(f"{ctx.name}: judge", len(solutions)) as advance:
+        for judged in overlapped(teacher, calls, CHUNK):
+            labels += judged
+            advance(len(judged))
+    return labels
 
 
 def _perturb(ctx: StageContext, teacher: Teacher, rows: Sequence[SteppedSolution], problems: dict[str, Problem]) -> list[SteppedSolution]:
@@ -213,29 +282,45 @@ def _perturb(ctx: StageContext, teacher: Teacher, rows: Sequence[SteppedSolution
     return out
 
 
-def _calculate(ctx: StageContext, generator: HFGenerator, params: SamplingParams, tokenizer, solutions) -> list[list[float | None]]:
-    """Equations by calculator, the rest by completions of the policy itself, against training answers."""
+def _completed(
+    ctx: StageContext, method: str, generator: Generator, params: SamplingParams, tokenizer: Tokenizer, solutions: Sequence[Sampled]
+) -> tuple[list[Labels], list[Labels]]:
+    """Labels and rates of each solution, from completions of the policy itself against training answers."""
     settings: LabelStage = ctx.settings
-    model = ctx.config.model
-    labels = []
-    with ctx.tracker.progress(f"{ctx.name}: Monte Carlo", len(solutions)) as advance:
-        for number, (_, problem, steps, final) in enumerate(solutions):
-
-            def complete(prefixes: Sequence[Sequence[str]], problem: Problem = problem, number: int = number) -> list[list[str | None]]:
-                start = prompt_ids(tokenizer, problem.question, model)
-                requests = []
-                for prefix in prefixes:
-                    text = model.step_delimiter.join(prefix) + model.step_delimiter
-                    ids = (*start, *tokenizer.encode(text, add_special_tokens=False))
-                    requests += [
-                        SampleRequest(ids, (ctx.seed, MONTE_CARLO, number, len(prefix), sample)) for sample in range(settings.completions)
-                    ]
-                answers = [
-                    split_answer(decode(tokenizer, one.tokens, params.stop_ids), model)[1] for one in generator.generate(requests, params)
-                ]
-                return [answers[place * settings.completions : (place + 1) * settings.completions] for place in range(len(prefixes))]
-
-            success = monte_carlo(steps, str(problem.answer), complete, final, problem.question)
-            labels.append(calculator_labels(steps, success))
+    threshold = settings.threshold if settings.threshold is not None or not settings.consensus else 0.0
+    labels, rates = [], []
+    with ctx.tracker.progress(f"{ctx.name}: {method}", len(solutions)) as advance:
+        for number, row in enumerate(solutions):
+            complete = completer(
+                generator, params, tokenizer, ctx.config.model, row.problem.question, (ctx.seed, MONTE_CARLO, number), settings.completions
+            )
+            arguments = row.steps, str(row.problem.answer), complete, row.answer, row.problem.question
+            if method == "bisection":
+                label, rate = bisection(*arguments, threshold or 0.0)
+            else:
+                rate = monte_carlo(*arguments)
+                label = calculator_labels(row.steps, rate) if method == "calculator" else rate
+                label = label if threshold is None else hard_labels(label, threshold)
+            labels.append(label)
+            rates.append(rate)
             advance(1)
-    return labels
+    return labels, rates
+
+
+def completer(
+    generator: Generator, params: SamplingParams, tokenizer: Tokenizer, model: ModelSection, question: str, key: tuple[int, ...], count: int
+) -> Callable[[Sequence[Sequence[str]]], list[list[str | None]]]:
+    """Prefixes -> the answers of `count` completions each. Noise hangs on `key`, the prefix's length and the sample, so any two methods
+    that ask for the same prefix get the same completions. Each prefix is prefilled once for all of them."""
+    start = prompt_ids(tokenizer, question, model)
+
+    def complete(prefixes: Sequence[Sequence[str]]) -> list[list[str | None]]:
+        requests = []
+        for prefix in prefixes:
+            text = model.step_delimiter.join(prefix) + model.step_delimiter
+            ids = (*start, *tokenizer.encode(text, add_special_tokens=False))
+            requests += [SampleRequest(ids, (*key, len(prefix), sample)) for sample in range(count)]
+        answers = [split_answer(decode(tokenizer, one.tokens, params.stop_ids), model)[1] for one in generator.generate(requests, params)]
+        return [answers[place * count : (place + 1) * count] for place in range(len(prefixes))]
+
+    return complete

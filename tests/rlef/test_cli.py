@@ -107,6 +107,7 @@ def test_an_unknown_stage_is_named_with_the_nearest(write, capsys):
         ({}, ["launch.deepspeed=list.json"], ["launch.deepspeed", "not a JSON object"]),
         ({}, ["teacher.max_cost_usd=5"], ["teacher.max_cost_usd", "teacher.prices"]),
         ({"label": {"method": "symbolic"}}, ["teacher.kind=hf", "teacher.model=a/b"], ["stages.label.method"]),
+        ({"label": {"consensus": True}}, [], ["stages.label.consensus", "monte_carlo", "bisection"]),
     ],
 )
 def test_rules_between_keys(write, tmp_path, stages, overrides, words):

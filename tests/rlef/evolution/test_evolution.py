@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import random
 import re
 
@@ -12,7 +13,17 @@ from rlef.config import ModelSection, RandomInit
 from rlef.evolution.chat import ChatTeacher, parse_first_error, parse_quality
 from rlef.evolution.decontamination import Duplicates
 from rlef.evolution.elimination import eliminated_by
-from rlef.evolution.labels import calculator_labels, check_equations, monte_carlo, perturbed, ranked_items
+from rlef.evolution.labels import (
+    agreement,
+    bisection,
+    calculator_labels,
+    check_equations,
+    consensus_labels,
+    hard_labels,
+    monte_carlo,
+    perturbed,
+    ranked_items,
+)
 from rlef.records import Problem, Solution, problem_id
 from rlef.stages.respond import choose_solution
 from rlef.teacher import Quality
@@ -130,6 +141,40 @@ def test_monte_carlo_against_hand_counts():
     rates = monte_carlo(["a", "b", "c"], "7", completions, "7")
     assert rates == [0.5, 0.0, 1.0] and asked == [["a"], ["a", "b"]]
     assert calculator_labels(["1+1=3", "b", "c"], rates) == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 9, 16])
+def test_bisection_finds_every_first_error_with_few_prefixes(count):
+    steps = [f"s{place}" for place in range(count)]
+    for error in range(1, count + 1):
+        asked = []
+
+        def completions(prefixes, error=error, asked=asked):
+            asked.extend(len(prefix) for prefix in prefixes)
+            assert all(list(prefix) == steps[: len(prefix)] for prefix in prefixes)
+            return [["7.0", None] if len(prefix) < error else ["8", None] for prefix in prefixes]
+
+        labels, rates = bisection(steps, "7", completions, "8")
+        assert labels == [1.0] * (error - 1) + [0.0] + [None] * (count - error)
+        assert len(asked) <= math.ceil(math.log2(count)) and len(set(asked)) == len(asked)
+        measured = {length: 0.5 if length < error else 0.0 for length in asked} | {count: 0.0}
+        assert rates == [measured.get(length) for length in range(1, count + 1)]
+    assert bisection(steps, "7", lambda prefixes: pytest.fail("nothing to complete"), "7.0") == (
+        [1.0] * count,
+        [None] * (count - 1) + [1.0],
+    )
+
+
+def test_bisection_by_threshold_and_verdicts_by_value():
+    def completions(prefixes):
+        return [["7"] * (4 - len(prefix)) + [None] * len(prefix) for prefix in prefixes]  # rates 3/4, 2/4, 1/4
+
+    assert bisection(list("abcd"), "7", completions, None) == ([1.0, 1.0, 1.0, 0.0], [None, 0.5, 0.25, 0.0])
+    assert bisection(list("abcd"), "7", completions, None, threshold=0.5) == ([1.0, 0.0, None, None], [0.75, 0.5, None, 0.0])
+    assert hard_labels([0.75, 0.5, None, 0.0], 0.5) == [1.0, 0.0, None, 0.0]
+    judged, sampled = [1.0, 1.0, 0.0, None], [1.0, 0.0, None, None]
+    assert consensus_labels(judged, sampled) == [1.0, None, None, None]
+    assert agreement([judged, [1.0]], [sampled, [1.0]]) == 2 / 3 and agreement([[None]], [[1.0]]) is None
 
 
 def solution(answer, steps=("s",)):

@@ -1,11 +1,17 @@
-"""The label stage's perturbed steps: which rows they come from and who judges them."""
+"""The label stage: perturbed steps, and labels from a scripted policy's completions beside the exact judge's."""
 
 from __future__ import annotations
 
+import pytest
+
 from reward_models.records import SteppedSolution
 from rlef.config import Config
+from rlef.errors import UserError
+from rlef.models import load_tokenizer
+from rlef.rollout.base import Completion
+from rlef.stages import label
 from rlef.stages.context import StageContext
-from rlef.stages.label import _perturb
+from rlef.stages.label import MONTE_CARLO, _judge, _perturb
 from rlef.symbolic import SymbolicTeacher, make_problems
 from rlef.symbolic.teacher import judge
 from rlef.tracking import Tracker
@@ -42,3 +48,103 @@ def test_perturbed_steps_end_right_beginnings_of_training_solutions_and_are_judg
         }
         assert row.labeller == "symbolic, perturbed" and row.correct is None and row.split == "train"
     assert sum(row.labels[-1] == 0.0 for row in made) > 0.9 * len(made)
+
+
+class Policy:
+    """Solves rightly where `right` says so of the noise key, else errs in the middle; half the completions of a right beginning are right."""
+
+    def __init__(self, folder, right):
+        self.tokenizer, self.right, self.solved = load_tokenizer(folder), right, {}
+
+    def generate(self, requests, params, progress=None):
+        return [Completion(tuple(self.tokenizer.encode("\n".join(self.lines(one, params)))), (), True) for one in requests]
+
+    def lines(self, request, params):
+        text = self.tokenizer.decode(request.prompt_ids)
+        problem = next(one for one in PROBLEMS.values() if one.question in text)
+        steps, sample = problem.solution, request.key[-1]
+        if request.key[1] == MONTE_CARLO:
+            return [f"#### {0 if sample % 2 or 'Nobody' in text else problem.answer}"]
+        self.solved[request.key] = params.temperature
+        if self.right(request.key):
+            return [*steps, f"#### {problem.answer}"]
+        return [*steps[: len(steps) // 2], f"Nobody 1+1={sample + 3}", "#### 0"]
+
+
+@pytest.fixture
+def labelled(tiny_folder, tmp_path, monkeypatch):
+    """Settings of the label stage -> rows, counts and the temperature of each solution."""
+
+    def run(teacher=None, right=lambda key: key[-1] % 3 != 0, **settings):
+        policy = Policy(tiny_folder, right)
+        monkeypatch.setattr(label, "HFGenerator", lambda *_: policy)
+        stage = {"kind": "label", "count": 20, "samples": 6, "completions": 4, **settings}
+        config = Config.model_validate({"model": {"random": {}}, "stages": {"label": stage}})
+        ctx = StageContext("label", config, config.stages["label"], {"policy": tiny_folder}, tmp_path, Tracker.null())
+        problems = list(PROBLEMS.values())
+        return *_judge(ctx, teacher or SymbolicTeacher(), problems, problems), policy.solved
+
+    return run
+
+
+def truth(row):
+    return [float(good) for good in judge(PROBLEMS[row.problem_id], row.steps)]
+
+
+@pytest.mark.parametrize("method,threshold", [("monte_carlo", None), ("monte_carlo", 0.0), ("monte_carlo", 0.5), ("bisection", None)])
+def test_completions_label_and_the_record_keeps_what_was_measured(labelled, method, threshold):
+    rows, counts, _ = labelled(method=method, threshold=threshold)
+    assert len(rows) == 60 and counts == {"method": method, "without_steps": 0, "unjudged": 0}  # of a problem 1 right text, 2 wrong
+    for row in rows:
+        exact = truth(row)
+        full = [good / 2 for good in exact[:-1]] + [exact[-1]]
+        assert row.samples == 4 and row.labeller == method and row.seed == 0
+        if method == "bisection":
+            error = exact.index(0.0) if 0.0 in exact else len(exact)
+            assert list(row.labels) == (exact[: error + 1] + [None] * len(exact))[: len(exact)]
+            assert all(rate in (None, known) for rate, known in zip(row.rates, full, strict=True)) and row.rates[-1] is not None
+        else:
+            assert list(row.rates) == full
+            assert list(row.labels) == (full if threshold is None else [float(rate > threshold) for rate in full])
+
+
+class Lenient(SymbolicTeacher):
+    def judge_steps(self, problems, solutions, *, seed):
+        return [[1.0] * (len(steps) - 1) + [None] for steps in solutions]
+
+
+def test_consensus_drops_the_steps_that_the_judge_sees_otherwise(labelled):
+    for method in ("monte_carlo", "bisection"):
+        rows, counts, _ = labelled(method=method, consensus=True)
+        assert counts["agreement"] == 1.0 and len(rows) == 60 and {row.labeller for row in rows} == {f"{method} and symbolic"}
+        assert all(good in (given, None) for row in rows for good, given in zip(row.labels, truth(row), strict=True))
+    rows, counts, _ = labelled(Lenient(), method="monte_carlo", consensus=True)
+    sure, _, _ = labelled(method="monte_carlo", threshold=0.0)
+    verdicts = [verdict for row in sure for verdict in row.labels[:-1]]
+    assert counts["agreement"] == sum(verdicts) / len(verdicts) < 1
+    assert counts["unjudged"] == 60 - len(rows) == sum(not any(row.labels) for row in sure)
+    assert all(given in (1.0, None) for row in rows for given in row.labels)
+    with pytest.raises(ValueError, match="consensus"):
+        labelled(method="judge", consensus=True)
+
+
+def test_temperatures_take_turns(labelled):
+    rows, _, solved = labelled(method="symbolic", temperatures=[0.5, 1.5], samples=3)
+    assert len(solved) == 60 and sorted(solved.values()) == [0.5] * 30 + [1.5] * 30
+    assert all({solved[other] for other in solved if other[2] == key[2]} == {0.5, 1.5} for key in solved)  # each problem has both
+    alone, _, default = labelled(method="symbolic", samples=3)
+    assert set(default.values()) == {1.0} and alone == rows  # in this policy temperature changes nothing, nor may the order of rows
+
+
+def test_balance_drops_right_solutions_of_the_training_split_alone(labelled):
+    some = {"method": "symbolic", "samples": 1, "right": lambda key: key[2] % 4 != 0}
+    rows, counts, _ = labelled(**some)
+    kept, balanced, _ = labelled(**some, balance=True)
+    split = {name: [row.correct for row in rows if row.split == name] for name in ("train", "held_out")}
+    assert 0 < split["train"].count(False) < split["train"].count(True) and "balanced_away" not in counts
+    assert balanced["balanced_away"] == len(rows) - len(kept) == split["train"].count(True) - split["train"].count(False)
+    train = [row.correct for row in kept if row.split == "train"]
+    assert train.count(True) == train.count(False) == split["train"].count(False)
+    assert [row.correct for row in kept if row.split == "held_out"] == split["held_out"]
+    with pytest.raises(UserError, match="every training solution is right"):
+        labelled(method="symbolic", balance=True, right=lambda key: True)
