@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rlef.evolution.labels import check_equations
 def script(name):
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -83,3 +85,28 @@ def test_the_probe_tells_whether_numbers_are_read(tmp_path, monkeypatch, capsys,
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert sum(one["pairs"] for one in found.values()) > 50 and found["name"]["in_order"] == 0.5
     assert found["result"]["in_order"] == (1.0 if reads else 0.5)
+
+
+def test_label_agreement_of_a_simulated_completer_is_what_chance_says():
+    study = script("label_agreement")
+
+    def found(p, steps, **luck):
+        rows = study.table("simulated", list(study.simulated(steps, p, 600, random.Random(0), **luck)), 0.0, p=p)
+        return {(row["solutions"], row["N"]): row for row in rows}
+
+    sure = found(1.0, 8)
+    assert len(sure) == 2 * len(study.SIZES) and all(row["monte_carlo"] == row["bisection"] == 1.0 for row in sure.values())
+    wrong = sure["wrong answer", 4]  # by hand: 7 + .. + 1 steps; and 4+6+7, 4+6+7, 4+6+5, 4+6+5, 4+2+3, 4+2+3, 4+2+1, 4+2+1 over the errors
+    assert wrong["n"] == 300 and wrong["monte_carlo_tokens"] == 4 * 28
+    assert (
+        wrong["bisection_tokens"] == pytest.approx(4 * 12, rel=0.02) and sure["all", 4]["bisection_tokens"] == wrong["bisection_tokens"] / 2
+    )
+    chance = found(0.5, 8)
+    for size in (2, 4):  # Monte Carlo needs one success after each right step but the last; right solutions have 7 such, wrong ones 0 to 7
+        hit = 1 - 0.5**size
+        expected = 0.5 * hit**7 + 0.5 * sum(hit**error for error in range(8)) / 8
+        assert chance["all", size]["monte_carlo"] == pytest.approx(expected, abs=0.05)
+        assert chance["all", size]["bisection"] > chance["all", size]["monte_carlo"] + 0.1
+    assert chance["all", 16]["monte_carlo"] > 0.99
+    lucky = found(1.0, 8, luck=1.0)["wrong answer", 4]  # all beginnings reach the answer: the error seems to be the last step, always
+    assert lucky["monte_carlo"] == lucky["bisection"] == pytest.approx(1 / 8, abs=0.01)

@@ -160,6 +160,7 @@ def bisection(
     `steps`: K >= 1; the other arguments as for `monte_carlo`, and `completions` is asked for one prefix at a time, ceil(log2(K)) times at
     most. Returns (labels, rates), K of each: labels are 1 before the first error, 0 at it, None after; rates lie in 0..1, None where none
     was measured. It assumes that a prefix with a wrong step never recovers: a right final answer makes every step right, at no completion.
+    Where completers do recover, raise `threshold`: with 0, the more completions, the more errors are overlooked.
     """
     count = len(steps)
     rates: list[float | None] = [None] * (count - 1) + [_rate([final], gold, question)]
