@@ -231,7 +231,10 @@ def _fit(
 def _split(rows: list[Any], path: str | Path) -> tuple[list[Any], list[Any]]:
     train, held_out = [row for row in rows if not is_held_out(row)], [row for row in rows if is_held_out(row)]
     if not train or not held_out:
-        raise UserError(f"{path}: {len(train)} rows to train on, {len(held_out)} held out", fix="give more rows, or set their split")
+        raise UserError(
+            f"{path}: {len(train)} rows to train on, {len(held_out)} held out",
+            fix="give rows of both kinds (`split` says which; without it the problem or seed decides)",
+        )
     return train, held_out
 
 

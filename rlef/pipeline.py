@@ -280,7 +280,11 @@ def run(config: Config, *, start: str | None = None, only: str | None = None, ye
         if name is not None and name not in config.stages:
             near = difflib.get_close_matches(name, list(config.stages), n=1)
             hint = f"; did you mean `{near[0]}`?" if near else ""
-            raise UserError(f"{flag} {name}: no such stage{hint}", fix=f"stages: {', '.join(config.stages)}")
+            raise UserError(
+                f"the config has no stage {name} ({flag}){hint}", fix=f"add it under stages; there are {', '.join(config.stages)}"
+            )
+    if start is not None and only is not None:
+        raise UserError("--from and --only: one redoes a stage and all after it, the other runs one alone", fix="give one of them")
     inputs = resolve_all(config)
     check_data(config)
     run_dir = RunDir(str(config.run.dir))
@@ -310,7 +314,9 @@ def _run_stages(
         if name in reasons:
             stale = [name, *_dependents(config, inputs, name)]
             _guard(config, run_dir, {one: reasons[name] for one in stale}, yes)
-            print(f"{label}: {reasons[name]}; the old folder moves to superseded/", flush=True)
+            followers = [one for one in stale[1:] if run_dir.manifest(one) is not None]
+            also = f", and what follows from it: {', '.join(followers)}" if followers else ""
+            print(f"{label}: {reasons[name]}; the old folder moves to superseded/{also}", flush=True)
         if not created:
             run_dir.create(config.model_dump(mode="json"))
             _write_info(run_dir, config)
@@ -335,6 +341,8 @@ def _run_stages(
         run_dir.finish(name, print_, seconds, result)
         write_summary(config, run_dir)
         print(f"{label}: {seconds:.0f} s  {_brief(result)}", flush=True)
+        for line in _outcomes(result):
+            print(f"{label}: {line}", flush=True)
         if "teacher" in result:
             print(f"{label}: teacher  {_brief(result['teacher'], most=10)}", flush=True)
     write_summary(config, run_dir)
@@ -405,6 +413,20 @@ def _write_info(run_dir: RunDir, config: Config) -> None:
         "cpus": os.cpu_count(),
     }
     write_json(run_dir.info_file, info)
+
+
+def _outcomes(result: dict[str, Any]) -> list[str]:
+    """Of an evaluation: a line a policy."""
+    lines = []
+    for policy, row in result.items():
+        if isinstance(row, dict) and "pass@1" in row:
+            gain = row.get("gain")
+            against = ""
+            if gain:
+                mean, low, high = (f"{100 * value:+.1f}" for value in (gain["mean"], *gain["ci95"]))
+                against = f", {mean} points over {gain['over']} (95 %: {low} to {high})"
+            lines.append(f"{policy} {row['pass@1']:.1%} right{against}")
+    return lines
 
 
 def _brief(result: dict[str, Any], most: int = 6) -> str:

@@ -15,6 +15,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from reward_models.errors import UserError
 from reward_models.process import ProcessRewardModel
 from reward_models.records import SteppedSolution, is_held_out, read_records
 from rlef.evolution.labels import perturbed
@@ -28,7 +29,10 @@ def main() -> int:
     parser.add_argument("--prm", default="prm", help="the stage with the model")
     parser.add_argument("--count", type=int, default=600, help="solutions")
     options = parser.parse_args()
-    prm = ProcessRewardModel.load(model_folder(options.run / options.prm))
+    try:
+        prm = ProcessRewardModel.load(model_folder(options.run / options.prm))
+    except UserError as error:
+        parser.error(f"{error}; --prm names the run's stage with the model")
     rows = [row for row in read_records(options.run / options.labels / "steps.jsonl", SteppedSolution) if is_held_out(row)]
     rng = random.Random(0)
     wanted: list[tuple[str, SteppedSolution, int, tuple[str, ...]]] = []  # kind of change, solution, its step, steps with the change

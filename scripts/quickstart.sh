@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a report: installs, then runs the whole loop on the embedded problems. Arguments are overrides, e.g. run.seed=1.
+# From nothing to a report: installs, then runs the whole loop on the embedded problems. Arguments are overrides, e.g. run.seed=1 run.dir=runs/seed_1.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 began=$(date +%s)

@@ -6,6 +6,7 @@ import email.utils
 import json
 import os
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -261,6 +262,7 @@ class OpenAIChat:
                         return kept
                 problem = ""
             if number < self.retries:
+                self._tell(problem, number, wait)
                 self._stop.wait(wait)
         if not problem:  # it answers, but never usably: this row's fault, not the server's
             return self.journal.keep(key, Answer(None, "unusable"))
@@ -295,6 +297,18 @@ class OpenAIChat:
                 f"teacher.max_cost_usd: the next call could exceed {self.cap_usd:g} USD: {paid:.4f} USD are paid, and with it up to "
                 f"{possibly:.4f} USD more are in flight or were sent without an answer",
                 fix="raise teacher.max_cost_usd; what was paid for is in the run's journal and is not asked again",
+            )
+
+    def _tell(self, problem: str, number: int, wait: float) -> None:
+        """The first trouble of a stage is said at once: a server that is down would be a minute of silence."""
+        with self._lock:
+            self._done["troubles"] += 1
+            first = self._done["troubles"] == 1
+        if first and problem:
+            print(
+                f"teacher at {self.base_url}: {problem}; try {number + 2} of {self.retries + 1} in {wait:.1f} s",
+                file=sys.stderr,
+                flush=True,
             )
 
     def _rejected(self, problem: str) -> None:

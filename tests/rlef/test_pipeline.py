@@ -97,6 +97,24 @@ def test_from_and_only(run):
     run()
     assert run(start="sft")[0] == ["sft", "report"]
     assert run(only="report", start=None)[0] == []
+    with pytest.raises(UserError, match="--from and --only"):
+        run(only="report", start="sft")
+
+
+def test_only_names_what_moves_with_a_changed_stage(run, capsys):
+    run()
+    capsys.readouterr()
+    ran, done = run("problems.seeds=11", only="problems")
+    assert ran == ["problems"] and "what follows from it: sft, report" in capsys.readouterr().out
+    assert len(list((done.root / "superseded").glob("*/*"))) == 3
+
+
+def test_an_evaluation_says_how_it_ended():
+    row = {"pass@1": 0.5, "gain": {"over": "sft", "mean": 0.15, "ci95": [0.1, 0.2]}}
+    assert pipeline._outcomes({"sft": {"pass@1": 0.35}, "ppo": row, "n": 3}) == [
+        "sft 35.0% right",
+        "ppo 50.0% right, +15.0 points over sft (95 %: +10.0 to +20.0)",
+    ]
 
 
 def test_an_unfinished_input_is_named(run):
