@@ -180,6 +180,12 @@ def prompt_ids(tokenizer: Tokenizer, question: str, model: ModelSection) -> list
     return tokenizer.encode(str(text), add_special_tokens=False)
 
 
+def prefix_ids(tokenizer: Tokenizer, prompt: Sequence[int], steps: Sequence[str], model: ModelSection) -> tuple[int, ...]:
+    """`prompt` and the first steps of an answer, each closed, for the policy to go on from."""
+    text = "".join(step + model.step_delimiter for step in steps)
+    return (*prompt, *tokenizer.encode(text, add_special_tokens=False))
+
+
 def stop_ids(tokenizer: Tokenizer, model: PreTrainedModel) -> tuple[int, ...]:
     """Every id that ends an answer: the tokenizer's EOS and the model's own list."""
     listed = model.generation_config.eos_token_id if model.generation_config is not None else None

@@ -22,6 +22,7 @@ from rlef.errors import UserError, raise_all
 from rlef.evolution.operations import check_weights, operations_of
 from rlef.run_dir import RunDir, digest, outside_digest, write_json
 from rlef.sources import read_problems, with_answers
+from rlef.statistics import in_points
 
 NOT_IN_FINGERPRINT = {"micro_batch_size", "score_batch_size", "rollout_batch_size", "paid"}
 DECODING_KINDS = ("label", "evaluate")  # their batch_size is rows decoded together: sampling noise does not depend on it
@@ -423,7 +424,7 @@ def _outcomes(result: dict[str, Any]) -> list[str]:
             gain = row.get("gain")
             against = ""
             if gain:
-                mean, low, high = (f"{100 * value:+.1f}" for value in (gain["mean"], *gain["ci95"]))
+                mean, low, high = in_points(gain)
                 against = f", {mean} points over {gain['over']} (95 %: {low} to {high})"
             lines.append(f"{policy} {row['pass@1']:.1%} right{against}")
     return lines

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -39,3 +40,9 @@ def mean_interval(values: Sequence[float] | np.ndarray, *, seed: int = 0, draws:
     means = np.concatenate([data[rng.integers(0, len(data), (200, len(data)))].mean(1) for _ in range(max(1, draws // 200))])
     low, high = np.percentile(means, [2.5, 97.5])
     return {"mean": float(data.mean()), "ci95": [float(low), float(high)]}
+
+
+def in_points(difference: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Mean and both ends of a `mean_interval` of shares, as signed percentage points."""
+    mean, low, high = (f"{100 * value:+.1f}" for value in (difference["mean"], *difference["ci95"]))
+    return mean, low, high

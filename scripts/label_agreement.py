@@ -22,7 +22,7 @@ from pathlib import Path
 
 from rlef.config import ModelSection, RandomInit
 from rlef.evolution.labels import bisection, hard_labels, monte_carlo
-from rlef.models import decode, load_policy, load_tokenizer, model_folder, pick_device, prompt_ids, stop_ids
+from rlef.models import decode, load_policy, load_tokenizer, model_folder, pick_device, prefix_ids, prompt_ids, stop_ids
 from rlef.prompts import split_answer
 from rlef.rollout.base import SampleRequest, SamplingParams
 from rlef.rollout.hf import HFGenerator
@@ -133,8 +133,7 @@ def of_policy(folder: Path, count: int, depths: tuple[int, int], max_tokens: int
         steps, final = split_answer(decode(tokenizer, solution.tokens, stops), model)
         if len(steps) < 2:
             continue
-        texts = [model.step_delimiter.join(steps[:length]) + model.step_delimiter for length in range(1, len(steps))]
-        starts = [(*prompt, *tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+        starts = [prefix_ids(tokenizer, prompt, steps[:length], model) for length in range(1, len(steps))]
         asked = [SampleRequest(ids, (seed, 1, place, length, sample)) for length, ids in enumerate(starts) for sample in range(max(SIZES))]
         answers = [
             (split_answer(decode(tokenizer, one.tokens, stops), model)[1], len(one.tokens)) for one in generator.generate(asked, params)

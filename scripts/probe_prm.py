@@ -31,9 +31,9 @@ def main() -> int:
     options = parser.parse_args()
     try:
         prm = ProcessRewardModel.load(model_folder(options.run / options.prm))
+        rows = [row for row in read_records(options.run / options.labels / "steps.jsonl", SteppedSolution) if is_held_out(row)]
     except UserError as error:
-        parser.error(f"{error}; --prm names the run's stage with the model")
-    rows = [row for row in read_records(options.run / options.labels / "steps.jsonl", SteppedSolution) if is_held_out(row)]
+        parser.error(f"{error}; --prm and --labels name the run's stages")
     rng = random.Random(0)
     wanted: list[tuple[str, SteppedSolution, int, tuple[str, ...]]] = []  # kind of change, solution, its step, steps with the change
     for row in [row for row in rows if set(row.labels) == {1.0}][: options.count]:

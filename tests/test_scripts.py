@@ -80,6 +80,10 @@ def test_the_probe_tells_whether_numbers_are_read(tmp_path, monkeypatch, capsys,
     ]
     (tmp_path / "label" / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(ProcessRewardModel, "load", lambda folder: Reader(reads))
+    monkeypatch.setattr(sys, "argv", ["probe_prm.py", str(tmp_path), "--labels", "gone"])
+    with pytest.raises(SystemExit) as end:
+        probe.main()
+    assert end.value.code == 2 and "--prm and --labels" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["probe_prm.py", str(tmp_path)])
     assert probe.main() == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from reward_models.instruction import InstructionRewardModel
@@ -84,8 +85,14 @@ def take_prompts(prompts: Sequence[Prompt], iteration: int, count: int, seed: in
             f"{len(prompts)} prompts, but {count} are wanted at a time", fix="lower prompts_per_iteration or evolve more prompts"
         )
     lap, piece = divmod(iteration, pieces)
-    order = random.Random(f"{seed}/{lap}").sample(range(len(prompts)), len(prompts))
+    order = _shuffled(f"{seed}/{lap}", len(prompts))
     return [prompts[place] for place in order[piece * count : (piece + 1) * count]]
+
+
+@lru_cache(maxsize=1)
+def _shuffled(key: str, count: int) -> list[int]:
+    """Kept for the iterations of one pass: shuffling 100,000 prompts for each takes longer than it looks."""
+    return random.Random(key).sample(range(count), count)
 
 
 def sample_answers(

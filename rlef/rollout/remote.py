@@ -262,7 +262,8 @@ class OpenAIChat:
                         return kept
                 problem = ""
             if number < self.retries:
-                self._tell(problem, number, wait)
+                if problem:
+                    self._tell(problem, number, wait)
                 self._stop.wait(wait)
         if not problem:  # it answers, but never usably: this row's fault, not the server's
             return self.journal.keep(key, Answer(None, "unusable"))
@@ -304,12 +305,9 @@ class OpenAIChat:
         with self._lock:
             self._done["troubles"] += 1
             first = self._done["troubles"] == 1
-        if first and problem:
-            print(
-                f"teacher at {self.base_url}: {problem}; try {number + 2} of {self.retries + 1} in {wait:.1f} s",
-                file=sys.stderr,
-                flush=True,
-            )
+        if first:
+            again = f"try {number + 2} of {self.retries + 1} in {wait:.1f} s"
+            print(f"teacher at {self.base_url}: {problem}; {again}", file=sys.stderr, flush=True)
 
     def _rejected(self, problem: str) -> None:
         self._count("rejected")

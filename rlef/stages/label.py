@@ -23,7 +23,7 @@ from rlef.evolution.labels import (
     ranked_items,
 )
 from rlef.evolution.teachers import Teacher, account, overlapped, teaching
-from rlef.models import Tokenizer, decode, load_policy, load_tokenizer, model_folder, pick_device, prompt_ids, stop_ids
+from rlef.models import Tokenizer, decode, load_policy, load_tokenizer, model_folder, pick_device, prefix_ids, prompt_ids, stop_ids
 from rlef.prompts import split_answer
 from rlef.records import Problem, read_jsonl, write_jsonl
 from rlef.rollout.base import Completion, Generator, SampleRequest, SamplingParams
@@ -317,8 +317,7 @@ def completer(
     def complete(prefixes: Sequence[Sequence[str]]) -> list[list[str | None]]:
         requests = []
         for prefix in prefixes:
-            text = model.step_delimiter.join(prefix) + model.step_delimiter
-            ids = (*start, *tokenizer.encode(text, add_special_tokens=False))
+            ids = prefix_ids(tokenizer, start, prefix, model)
             requests += [SampleRequest(ids, (*key, len(prefix), sample)) for sample in range(count)]
         answers = [split_answer(decode(tokenizer, one.tokens, params.stop_ids), model)[1] for one in generator.generate(requests, params)]
         return [answers[place * count : (place + 1) * count] for place in range(len(prefixes))]

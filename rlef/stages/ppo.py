@@ -93,7 +93,8 @@ def run(ctx: StageContext) -> dict:
     reward = load_reward(settings, ctx.inputs, tokenizer, ctx.config.model, stops, ctx.config.launch.device)
     prompts = read_prompts(ctx.inputs["prompts"], tokenizer, ctx.config.model, use_answers=settings.use_answers)
     coming = [take_prompts(prompts, iteration, settings.prompts_per_iteration, ctx.seed) for iteration in range(settings.iterations)]
-    reward.settle_instructions([prompt.problem.question for chosen in coming for prompt in chosen])  # before the others take its room
+    # Before the others take the IRM's room. Iterations that a resumed run has behind it too: other batches give other last digits.
+    reward.settle_instructions([prompt.problem.question for chosen in coming for prompt in chosen[dist.rank() :: dist.world()]])
     reference = TokenPolicy(load_policy(start, dtype=dtype, trust_remote_code=trust)).to(device).requires_grad_(False)
     critic_start = _critic_folder(ctx, tokenizer) if settings.critic_init == "prm" else start
     critic_model = TokenCritic.from_folder(critic_start, dtype=dtype, trust_remote_code=trust)

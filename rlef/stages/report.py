@@ -18,6 +18,7 @@ from rlef.charts import interval_chart, line_chart
 from rlef.errors import UserError
 from rlef.records import Eliminated, Problem, Rollout, read_jsonl
 from rlef.stages.context import StageContext
+from rlef.statistics import in_points
 
 STAGE_VERSION = 1
 PER_OPERATION, PER_RULE, ROLLOUTS = 2, 1, 12  # examples shown
@@ -484,8 +485,8 @@ def _bars(rows: Iterable[tuple[dict[str, str], str, float | None]], most: float 
 
 
 def _gain(gain: dict[str, Any]) -> str:
-    low, high = gain["ci95"]
-    return f"{100 * gain['mean']:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f}"
+    mean, low, high = in_points(gain)
+    return f"{mean} points, {low} to {high}"
 
 
 def _number(value: float | None) -> str:

@@ -198,6 +198,17 @@ def test_a_run_that_cannot_be_kept_and_a_report_of_nothing(write, tmp_path, caps
     assert "no such run directory" in capsys.readouterr().err
 
 
+def test_a_gpu_that_is_not_there(monkeypatch):
+    import torch
+
+    from rlef.models import pick_device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto").type == "cpu"
+    with pytest.raises(UserError, match=r"launch\.device: cuda:1, but torch finds no GPU"):
+        pick_device("cuda:1")
+
+
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_a_model_whose_config_cannot_be_read(write, tmp_path, capsys, text):
     (tmp_path / "weights").mkdir()

@@ -85,6 +85,13 @@ def test_every_fault_is_accounted_for(endpoint, client, fault, answer, paid, pos
         assert account.paid.completion_tokens == 9 and account.paid.prompt_tokens > 100  # the most it can have been
 
 
+def test_the_first_trouble_is_said_at_once_and_the_others_are_not(endpoint, client, capsys):
+    server = endpoint("empty", "500", "500")
+    assert ask(client(server), "x") == ["echo: x"]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and server.url in said[0] and "try 3 of 4 in" in said[0]
+
+
 def test_never_usable_is_one_rows_fault_and_is_not_paid_for_again(endpoint, client):
     server = endpoint(*["empty"] * 4)
     assert ask(client(server), "x") == [None] and len(server.seen) == 4
