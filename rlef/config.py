@@ -152,7 +152,26 @@ class ProblemsStage(Stage):
 class EvolveStage(Stage):
     kind: Literal["evolve"] = "evolve"
     problems: str | None = Field(default=None, description="input: a problems stage or folder")
+    pool: str | None = Field(
+        default=None, description="input: problems that are parents beside the seeds (default: nearest earlier evolve stage; 'none')"
+    )
+    policy: str | None = Field(default=None, description="input, feedback: the stage whose answers are measured (default: nearest sft)")
+    prm: str | None = Field(default=None, description="input, feedback: weighs these answers (default: nearest prm; 'none': all alike)")
     rounds: int = Field(default=3, ge=1)
+    choose: Literal["weights", "feedback"] = Field(
+        default="weights",
+        description="weights: operations are drawn. feedback: the policy's pass rate on a parent decides: above `band` up, below it down, "
+        "within it breadth, operations of the line by their weights; and only children within the band are kept (active Evol-Instruct)",
+    )
+    band: tuple[float, float] = Field(default=(0.2, 0.8), description="feedback: least and greatest pass rate of what is kept")
+    keep_outside: bool = Field(default=False, description="feedback: keep children outside the band too; either way they are parents")
+    samples: int = Field(default=8, ge=1, description="feedback: answers a problem")
+    temperature: float = Field(default=1.0, gt=0, description="feedback: of these answers")
+    max_tokens: int = Field(default=128, ge=1, description="feedback: of an answer")
+    batch_size: int = Field(default=256, ge=1, description="feedback: rows decoded together")
+    use_answers: bool = Field(
+        default=False, description="feedback: a pass is the known answer, where there is one; False: that of the (PRM-weighted) majority"
+    )
     weights: dict[str, float] = Field(
         default={"up": 0.5, "down": 0.25, "breadth": 0.25},
         description="relative frequency of a line (up, down, breadth), or of one operation apart from its line (up.add_step)",
@@ -290,7 +309,18 @@ class PpoStage(RewardSettings):
     """PPO with a critic. Formulas and sources: rlef.rl."""
 
     kind: Literal["ppo"] = "ppo"
+    evolve: str | None = Field(default=None, description="input, fresh rounds: the evolve stage whose settings hold (default: nearest)")
+    problems: str | None = Field(default=None, description="input, fresh rounds: the problems stage whose tests nothing may repeat")
     iterations: int = Field(default=60, ge=1)
+    fresh_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="every so many iterations the teacher evolves the prompts of the last ones by their pass rates, and the next "
+        "ones practise on what comes of it (active Evol-Instruct, RLEIF step 3); None: never",
+    )
+    fresh_parents: int | None = Field(
+        default=None, ge=1, description="evolutions of a fresh round (default: as many as it has prompts to give)"
+    )
     prompts_per_iteration: int = Field(default=64, ge=1, description="over all processes")
     samples_per_prompt: int = Field(default=8, ge=1)
     temperature: float = Field(default=1.0, gt=0)
@@ -452,6 +482,11 @@ class Config(Section):
                 unknown = [key for key in stage.weights if key.split(".")[0] not in ("up", "down", "breadth")]
                 if unknown:
                     wrong.append(f"stages.{name}.weights: unknown line {', '.join(sorted(unknown))}; known: up, down, breadth")
+                low, high = stage.band
+                if not 0 <= low < high <= 1:
+                    wrong.append(f"stages.{name}.band: [{low:g}, {high:g}] must be [least, greatest] pass rate, 0 <= least < greatest <= 1")
+                if stage.choose == "weights" and (stage.policy or stage.prm):
+                    wrong.append(f"stages.{name}: policy and prm are read by choose: feedback alone")
                 if min(stage.weights.values(), default=0) < 0 or not sum(stage.weights.values()):
                     wrong.append(f"stages.{name}.weights: none may be negative, and one must be above 0")
             if stage.kind == "label" and stage.method == "symbolic" and self.teacher.kind != "symbolic":

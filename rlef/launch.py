@@ -9,13 +9,12 @@ import importlib
 import json
 import logging
 import os
-import signal
-import subprocess
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlef.children import wait
 from rlef.config import Config
 from rlef.errors import UserError
 from rlef.run_dir import RunDir, write_json
@@ -47,7 +46,14 @@ def run_stage(config: Config, run: RunDir, name: str, folder: Path, inputs: dict
     folders = {key: str(run.stage(source) if source in config.stages else Path(source)) for key, source in inputs.items()}
     if config.launch.processes == 1 or not kind.distributed:
         return call(config, run, name, folder, folders, kind.function)
-    job = {"config": config.model_dump(mode="json"), "stage": name, "folder": str(folder), "inputs": folders, "function": kind.function}
+    job = {
+        "config": config.model_dump(mode="json"),
+        "stage": name,
+        "folder": str(folder),
+        "inputs": folders,
+        "function": kind.function,
+        "tracked": True,
+    }
     file = folder / "job.json"
     (folder / "error.txt").unlink(missing_ok=True)
     write_json(file, job)
@@ -62,7 +68,7 @@ def run_stage(config: Config, run: RunDir, name: str, folder: Path, inputs: dict
         str(file),
     ]
     threads = max(1, (os.cpu_count() or 1) // config.launch.processes)
-    code = _wait(command, {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))})
+    code = wait(command, {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))})
     answer = folder / "result.json"
     if code != 0 or not answer.is_file():
         if (folder / "error.txt").is_file():
@@ -72,25 +78,6 @@ def run_stage(config: Config, run: RunDir, name: str, folder: Path, inputs: dict
     for leftover in (file, answer):
         leftover.unlink()
     return result
-
-
-def _wait(command: list[str], environment: dict[str, str]) -> int:
-    """Run a command to its end. Whatever ends this process ends it too: workers that outlive a run would write into its folder."""
-    process = subprocess.Popen(command, env=os.environ | environment, preexec_fn=_end_with_parent)
-    try:
-        return process.wait()
-    except BaseException:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=60)
-        process.kill()
-        raise
-
-
-def _end_with_parent() -> None:
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def call(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rlef import launch
-from rlef.config import Config, RewardSettings, Section, resolve_path
+from rlef.config import AnyStage, Config, RewardSettings, Section, resolve_path
 from rlef.errors import UserError, raise_all
 from rlef.evolution.operations import check_weights, operations_of
 from rlef.run_dir import RunDir, digest, outside_digest, write_json
@@ -25,7 +25,7 @@ from rlef.sources import read_problems, with_answers
 from rlef.statistics import in_points
 
 NOT_IN_FINGERPRINT = {"micro_batch_size", "score_batch_size", "rollout_batch_size", "paid"}
-DECODING_KINDS = ("label", "evaluate")  # their batch_size is rows decoded together: sampling noise does not depend on it
+DECODING_KINDS = ("label", "evaluate", "evolve")  # their batch_size is rows decoded together: sampling noise does not depend on it
 FOLLOWS = "follows "
 PATHS = ("path", "held_out_path", "operations_file")
 TEACHER_NOT_IN_FINGERPRINT = {"concurrency", "batch_size", "timeout_s", "retries", "api_key_env", "prices", "max_cost_usd"}
@@ -45,7 +45,11 @@ class Kind:
 
 REGISTRY: dict[str, Kind] = {
     "problems": Kind("rlef.stages.problems:run", {}),
-    "evolve": Kind("rlef.stages.evolve:run", {"problems": ("problems",)}, uses_teacher=True),
+    "evolve": Kind(
+        "rlef.stages.evolve:run",
+        {"problems": ("problems",), "pool?": ("evolve",), "policy?": ("sft",), "prm?": ("prm",)},
+        uses_teacher=True,
+    ),
     "respond": Kind("rlef.stages.respond:run", {"prompts": ("evolve",), "problems?": ("problems",)}, uses_teacher=True),
     "sft": Kind(
         "rlef.stages.sft:run",
@@ -61,7 +65,14 @@ REGISTRY: dict[str, Kind] = {
     "prm": Kind("rlef.stages.train_rewards:run_prm", {"labels": ("label",), "init": ("sft",)}, distributed=True),
     "ppo": Kind(
         "rlef.stages.ppo:run",
-        {"init": ("sft",), "prompts": ("respond", "evolve", "problems"), "irm?": ("irm",), "prm": ("prm",)},
+        {
+            "init": ("sft",),
+            "prompts": ("respond", "evolve", "problems"),
+            "irm?": ("irm",),
+            "prm": ("prm",),
+            "evolve?": ("evolve",),
+            "problems?": ("problems",),
+        },
         distributed=True,
     ),
     "dpo": Kind(
@@ -91,7 +102,7 @@ def resolve_inputs(config: Config, name: str) -> dict[str, str]:
     for marked, makers in REGISTRY[stage.kind].inputs.items():
         key, optional = marked.rstrip("?!"), marked.endswith(("?", "!"))
         given = settings.get(key)
-        if given == "none" and optional:
+        if (given == "none" and optional) or key in _unread(stage):
             continue
         if given is not None:
             kinds = POLICY_KINDS if key in ("init", "policy") else makers
@@ -119,6 +130,7 @@ def resolve_inputs(config: Config, name: str) -> dict[str, str]:
             raise UserError(
                 f"stages.{name}.gain_over: {stage.gain_over!r} is not among the policies compared", fix=f"one of {', '.join(compared)}"
             )
+    _needs(config, name, resolved)
     practised = config.stages.get(resolved.get("prompts", ""))
     rewarded = isinstance(stage, RewardSettings) and stage.use_answers
     if rewarded and config.teacher.kind != "symbolic" and practised and practised.kind in ("evolve", "respond"):
@@ -127,6 +139,32 @@ def resolve_inputs(config: Config, name: str) -> dict[str, str]:
             fix=f"set stages.{name}.prompts to a problems stage, or use_answers: false",
         )
     return resolved
+
+
+def _needs(config: Config, name: str, resolved: dict[str, str]) -> None:
+    """Inputs that are optional, and not with these settings."""
+    stage = config.stages[name]
+    if stage.kind == "evolve" and stage.choose == "feedback" and "policy" not in resolved:
+        raise UserError(
+            f"stages.{name}.choose: feedback needs a policy to measure, and no sft stage comes before",
+            fix=f"put {name} after one, or set stages.{name}.policy to a stage or folder",
+        )
+    if stage.kind == "ppo" and stage.fresh_every is not None:
+        missing = [key for key in ("evolve", "problems") if resolved.get(key) not in config.stages]
+        if missing:
+            raise UserError(
+                f"stages.{name}.fresh_every: fresh rounds need a stage of kind {' and one of kind '.join(missing)} before this one",
+                fix="add it, or leave fresh_every out",
+            )
+
+
+def _unread(stage: AnyStage) -> tuple[str, ...]:
+    """Inputs that a stage of these settings does not read: it must not be redone for them."""
+    if stage.kind == "evolve" and stage.choose == "weights":
+        return ("policy", "prm")
+    if stage.kind == "ppo" and stage.fresh_every is None:
+        return ("evolve", "problems")
+    return ()
 
 
 def _source(config: Config, key: str, given: str, earlier: Sequence[str], kinds: Sequence[str]) -> str:
@@ -206,7 +244,7 @@ def fingerprint(config: Config, run: RunDir, name: str, inputs: dict[str, str]) 
     out["run.seed"] = str(config.run.seed)
     if stage.kind not in ("problems", "report"):
         out |= _section(config.model, "model", path=config.model.path, gguf=config.model.gguf_file)
-    if kind.uses_teacher:
+    if kind.uses_teacher or (stage.kind == "ppo" and stage.fresh_every is not None):
         teacher = config.teacher
         local = teacher.kind == "hf"
         out |= _section(

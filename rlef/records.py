@@ -59,6 +59,7 @@ class Problem(Record):
     domain: Domain = "math"
     depth: int | None = None  # number of reasoning steps, where known
     lineage: Lineage | None = None  # None for a seed
+    pass_rate: float | None = None  # 0..1, how far a policy solves it (rlef.rl.difficulty), where that was measured
     truth: Truth | None = None
 
 
@@ -94,6 +95,15 @@ class Solution(Record):
     sample: int = 0
     temperature: float | None = None
     agreement: float | None = None  # share of the samples with this answer, for self-consistency
+
+
+class PassRate(Record):
+    """How far the policy solved one prompt in one iteration."""
+
+    problem_id: str
+    iteration: int
+    pass_rate: float  # 0..1, see rlef.rl.difficulty
+    samples: int
 
 
 class Rollout(Record):

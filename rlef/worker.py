@@ -21,8 +21,9 @@ def main(file: str) -> int:
     config = parse_config(job["config"], file)
     folder = Path(job["folder"])
     first = os.environ.get("RANK", "0") == "0"
+    run = RunDir(str(config.run.dir))
     try:
-        result = call(config, RunDir(str(config.run.dir)), job["stage"], folder, job["inputs"], job["function"], main=first)
+        result = call(config, run, job["stage"], folder, job["inputs"], job["function"], main=first and job["tracked"])
     except (UserError, RewardModelsError) as error:
         if first:
             (folder / "error.txt").write_text(str(error))

@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from rlef.config import read_yaml
 from rlef.errors import UserError
@@ -15,6 +15,13 @@ from rlef.records import Domain
 from rlef.symbolic import SymbolicTeacher
 
 OWN_FILE = Path(__file__).with_name("operations.yaml")
+Line = Literal["up", "down", "breadth"]
+# The lines to take in turn where a domain lacks one: code has no easier line, and what is too hard there gets company at best.
+NEAREST: dict[Line, tuple[Line, ...]] = {
+    "up": ("up", "breadth", "down"),
+    "down": ("down", "breadth", "up"),
+    "breadth": ("breadth", "up", "down"),
+}
 Templates = dict[str, dict[str, str]]  # domain -> operation (line.name) -> template with {question}
 _OPERATION = re.compile(r"(up|down|breadth)\.\w+")
 _FIX = f"one entry is `domain: {{line.name: template}}`, as in {OWN_FILE.name} of the package"
@@ -69,25 +76,42 @@ def check_weights(operations: Mapping[str, Sequence[str]], weights: Mapping[str,
             )
 
 
+def line_of(rate: float, band: tuple[float, float]) -> Line:
+    """A problem solved more often than the band allows goes up, a hopeless one goes down, the middle breeds in breadth."""
+    low, high = band
+    return "down" if rate < low else "up" if rate > high else "breadth"
+
+
 def choose_operations(
-    domains: Sequence[str], operations: Mapping[str, Sequence[str]], weights: Mapping[str, float], *, seed: str
+    domains: Sequence[str],
+    operations: Mapping[str, Sequence[str]],
+    weights: Mapping[str, float],
+    *,
+    seed: str,
+    lines: Sequence[Line | None] | None = None,
 ) -> list[str]:
     """An operation for each parent, by its domain. A weight is of a line (up, down, breadth), shared evenly by those of its operations
     that have no weight of their own, or of one operation (up.add_step). Weights of what a domain lacks count for nothing there.
 
+    `lines`: the line that a parent must take; where its domain has none of positive weight the next of NEAREST. None: any line.
     Raises UserError where a weight is of nothing known, or a parent's domain has no operation of positive weight.
     """
     check_weights(operations, weights)
-    drawn = {domain: iter(_draw(domains.count(domain), domain, operations.get(domain, ()), weights, seed)) for domain in set(domains)}
-    return [next(drawn[domain]) for domain in domains]
+    kinds = list(zip(domains, lines or [None] * len(domains), strict=True))
+    drawn = {kind: iter(_draw(kinds.count(kind), *kind, operations.get(kind[0], ()), weights, seed)) for kind in set(kinds)}
+    return [next(drawn[kind]) for kind in kinds]
 
 
-def _draw(count: int, domain: str, names: Sequence[str], weights: Mapping[str, float], seed: str) -> list[str]:
+def _draw(count: int, domain: str, line: Line | None, names: Sequence[str], weights: Mapping[str, float], seed: str) -> list[str]:
     groups = {key: [name for name in names if name == key or (name not in weights and name.split(".")[0] == key)] for key in weights}
     groups = {key: group for key, group in groups.items() if group and weights[key] > 0}
     if not groups:
         raise UserError(
             f"evolve.weights: no operation of domain {domain} has a positive weight", fix=f"give one to any of {', '.join(names) or 'none'}"
         )
+    if line is not None:
+        taken = next(one for one in NEAREST[line] if any(key.split(".")[0] == one for key in groups))
+        groups = {key: group for key, group in groups.items() if key.split(".")[0] == taken}
+        seed = f"{seed}/{line}"
     rng = random.Random(seed)
     return [rng.choice(groups[key]) for key in rng.choices(list(groups), weights=[weights[key] for key in groups], k=count)]

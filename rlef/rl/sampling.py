@@ -42,13 +42,23 @@ class Sample:
 
 
 def read_prompts(folder: Path, tokenizer: Tokenizer, model: ModelSection, *, use_answers: bool) -> list[Prompt]:
-    """The problems of a respond, evolve or problems stage, or of a JSONL file. Gold answers are taken off here, once for all."""
+    """The problems of a respond, evolve or problems stage, or of a JSONL file."""
+    return as_prompts(read_jsonl(prompt_file(folder), Problem), tokenizer, model, use_answers=use_answers)
+
+
+def prompt_file(folder: Path) -> Path:
+    """Where a stage keeps the problems to practise on; a file stands for itself."""
     names = ("prompts.jsonl", "evolved.jsonl", "seeds.jsonl")
     file = folder if folder.is_file() else next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder}: none of {', '.join(names)}", fix="name a respond, evolve or problems stage as `prompts`")
+    return file
+
+
+def as_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, model: ModelSection, *, use_answers: bool) -> list[Prompt]:
+    """The same problems, ready to be answered; unless `use_answers`, without answers, solutions and truth."""
     prompts = []
-    for problem in read_jsonl(file, Problem):
+    for problem in problems:
         bare = problem if use_answers else problem.model_copy(update={"answer": None, "solution": None, "truth": None})
         prompts.append(Prompt(problem=bare, ids=tuple(prompt_ids(tokenizer, problem.question, model)), gold=problem.answer))
     return prompts
@@ -77,7 +87,7 @@ def load_reward(
     )
 
 
-def take_prompts(prompts: Sequence[Prompt], iteration: int, count: int, seed: int) -> list[Prompt]:
+def take_prompts(prompts: Sequence[Prompt], iteration: int, count: int, seed: int | str) -> list[Prompt]:
     """`count` distinct prompts, a function of (seed, iteration) alone: whole pieces of shuffled passes, each pass's remainder left out."""
     pieces = len(prompts) // count
     if pieces == 0:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlef.config import EvolveStage
 from rlef.evolution.chat import ChatTeacher
-from rlef.evolution.decontamination import RENUMBERED, Duplicates, HeldOut, Match
-from rlef.evolution.elimination import eliminated_by
-from rlef.evolution.operations import choose_operations
+from rlef.evolution.operations import Line, choose_operations, line_of
+from rlef.evolution.sieve import Child, Sieve
 from rlef.evolution.teachers import Teacher, account, overlapped, teaching
-from rlef.records import Contamination, Eliminated, Problem, read_jsonl, write_jsonl
+from rlef.records import Eliminated, Problem, read_jsonl, write_jsonl
 from rlef.sources import read_problems
 from rlef.stages.context import StageContext
 
-STAGE_VERSION = 2
+if TYPE_CHECKING:
+    from rlef.rl.difficulty import Difficulty
+
+STAGE_VERSION = 3
 CHUNK = 64  # parents a call of the teacher, for the progress bar
+OUTSIDE = "outside_band"
 
 
 def run(ctx: StageContext) -> dict:
@@ -29,132 +34,132 @@ def run(ctx: StageContext) -> dict:
 
 def _evolve(ctx: StageContext, teacher: Teacher) -> dict:
     settings: EvolveStage = ctx.settings
-    seeds = read_jsonl(ctx.inputs["problems"] / "seeds.jsonl", Problem)
+    seeds = list(read_jsonl(ctx.inputs["problems"] / "seeds.jsonl", Problem))
+    earlier = read_pool(ctx.inputs["pool"]) if "pool" in ctx.inputs else []
     tests = list(read_jsonl(ctx.inputs["problems"] / "held_out.jsonl", Problem))
     for file in ctx.config.held_out_files():
         tests += read_problems(file)[0]
-    held_out = HeldOut(tests, run=settings.held_out_run, share=settings.held_out_share)
-    nearest = _neighbours(settings, tests, ctx.config.launch.device)
-    seen = Duplicates(settings.near_duplicate_threshold)
-    for seed in seeds:
-        seen.check_and_add(seed)
+    sieve = Sieve(settings, teacher, tests, [*seeds, *earlier], ctx.config.launch.device)
+    difficulty = _difficulty(ctx)
+    # Without a policy to ask, only what comes with a pass rate can be a parent by feedback.
+    rates = {problem.id: problem.pass_rate for problem in earlier} if difficulty is None else {}
 
     # A failed evolution leaves its parent in the pool for the next round.
-    pool: list[Problem] = list(seeds)
-    eliminated: list[Eliminated] = []
-    leaks: list[Contamination] = []
-    rules: Counter[str] = Counter()
+    pool: list[Problem] = [*seeds, *earlier]
+    kept: list[Problem] = []
+    curve: dict[str, dict[str, float]] = {}
     operations: Counter[str] = Counter()
     made = 0
-    total = settings.rounds * (settings.per_round or len(seeds))
-    with ctx.tracker.progress(ctx.name, total) as advance:
-        for number in range(1, settings.rounds + 1):
+    wanted = settings.per_round or len(seeds)
+    first = 1 + max((problem.lineage.round for problem in earlier if problem.lineage), default=0)
+    with ctx.tracker.progress(ctx.name, settings.rounds * wanted) as advance:
+        for number in range(first, first + settings.rounds):
+            # 1. Draw parents, and an operation for each: at random, or by how far the policy solves it.
             rng = random.Random(f"parents/{ctx.seed}/{number}")
-            wanted = settings.per_round or len(seeds)
-            parents = rng.sample(pool, wanted) if wanted <= len(pool) else rng.choices(pool, k=wanted)
+            able = pool if settings.choose == "weights" or difficulty else [one for one in pool if rates.get(one.id) is not None]
+            parents = rng.sample(able, wanted) if wanted <= len(able) else rng.choices(able, k=wanted)
+            lines: list[Line | None] | None = None
+            if settings.choose == "feedback":
+                _measure(ctx, difficulty, parents, rates)
+                lines = [line_of(rate, settings.band) if (rate := rates[parent.id]) is not None else None for parent in parents]
             domains = [parent.domain for parent in parents]
-            chosen = choose_operations(domains, teacher.operations, settings.weights, seed=f"operations/{ctx.seed}/{number}")
+            seed = f"operations/{ctx.seed}/{number}"
+            chosen = choose_operations(domains, teacher.operations, settings.weights, seed=seed, lines=lines)
+
+            # 2. Have them evolved, and sift what comes back.
             calls = (
                 partial(_children, teacher, parents[start : start + CHUNK], chosen[start : start + CHUNK], number, ctx.seed * 10**6 + start)
                 for start in range(0, wanted, CHUNK)
             )
+            passed: list[Problem] = []
             for group in overlapped(teacher, calls, CHUNK):
-                near = nearest([child.question if child is not None else "" for _, child, _ in group])
-                for (parent, child, same), neighbour in zip(group, near, strict=True):
-                    made += 1
-                    if child is None:
-                        rules["no_answer"] += 1
-                        continue
-                    rule, detail = _failed(teacher, settings, parent, child, same), ""
-                    if rule is None and (leak := _leak(held_out, child, neighbour, settings.drop_renumbered)):
-                        leaks.append(leak)
-                        rule, detail = (leak.rule, leak.test_id) if leak.dropped else (None, "")
-                    if rule is None:
-                        rule, detail = seen.check_and_add(child) or (None, "")
-                    if rule is not None:
-                        rules[rule] += 1
-                        eliminated.append(Eliminated(problem=child, rule=rule, detail=detail))
-                        continue
+                made += len(group)
+                passed += sieve.pass_on(group)
+                advance(len(group))
+
+            # 3. By feedback, keep what the policy can learn from. The others are parents all the same: their children may fit.
+            if difficulty is not None:
+                _measure(ctx, difficulty, passed, rates)
+                passed = [child.model_copy(update={"pass_rate": rates[child.id]}) for child in passed]
+            for child in passed:
+                pool.append(child)
+                if _fits(child, settings):
+                    kept.append(child)
                     assert child.lineage is not None
                     operations[child.lineage.operation] += 1
-                    pool.append(child)
-                advance(len(group))
-            kept = pool[len(seeds) :]
-            ctx.tracker.log(
-                {
-                    "evolve/kept": len(kept),
-                    "evolve/eliminated": sum(rules.values()),
-                    "evolve/mean_depth": sum(problem.depth or 0 for problem in kept) / max(1, len(kept)),
-                    "evolve/mean_words": sum(len(problem.question.split()) for problem in kept) / max(1, len(kept)),
-                },
-                number,
-            )
-    evolved = pool[len(seeds) :]
-    write_jsonl(ctx.folder / "evolved.jsonl", evolved)
-    write_jsonl(ctx.folder / "eliminated.jsonl", eliminated)
-    write_jsonl(ctx.folder / "contamination.jsonl", leaks)
-    depths = Counter(problem.depth for problem in evolved if problem.depth is not None)
+                else:
+                    sieve.eliminate(child, OUTSIDE, f"{child.pass_rate:.3f}")
+            curve[str(number)] = _curve(passed, settings)
+            ctx.tracker.log({f"evolve/{name}": value for name, value in (_totals(kept, sieve) | curve[str(number)]).items()}, number)
+
+    write_jsonl(ctx.folder / "evolved.jsonl", kept)
+    write_jsonl(ctx.folder / "eliminated.jsonl", sieve.eliminated)
+    write_jsonl(ctx.folder / "contamination.jsonl", sieve.leaks)
+    depths = Counter(problem.depth for problem in kept if problem.depth is not None)
     ctx.tracker.table(
         "evolved", ["operation", "round", "question"],
-        [[problem.lineage.operation, problem.lineage.round, problem.question] for problem in evolved[:200] if problem.lineage],
+        [[problem.lineage.operation, problem.lineage.round, problem.question] for problem in kept[:200] if problem.lineage],
     )  # fmt: skip
     return {
         "made": made,
-        "kept": len(evolved),
-        "eliminated": dict(rules),
-        "renumbered": sum(not leak.dropped for leak in leaks),
+        "kept": len(kept),
+        "eliminated": dict(sieve.rules),
+        "renumbered": sum(not leak.dropped for leak in sieve.leaks),
         "operations": dict(operations),
         "depths": {str(depth): depths[depth] for depth in sorted(depths)},
-        "flawed": sum(problem.answer is None for problem in evolved) / max(1, len(evolved)) if teacher.name == "symbolic" else None,
+        "flawed": sum(problem.answer is None for problem in kept) / max(1, len(kept)) if teacher.name == "symbolic" else None,
+        "rounds": curve,
     }
 
 
-def _failed(teacher: Teacher, settings: EvolveStage, parent: Problem, child: Problem, same: bool) -> str | None:
-    """The rule of elimination, which sees texts alone: it must not profit from what a symbolic teacher knows."""
-    assert child.lineage is not None
-    chat = isinstance(teacher, ChatTeacher)
-    return eliminated_by(
-        parent.question,
-        child.question,
-        judged_same=same,
-        require_question=settings.require_question and child.domain == "math",
-        template=teacher.templates[parent.domain][child.lineage.operation] if chat else "",
-    )
+def read_pool(folder: Path) -> list[Problem]:
+    """What an evolve stage kept, and what it set aside only for being too easy or too hard for the policy of then."""
+    kept = read_jsonl(folder / "evolved.jsonl", Problem, may_be_empty=True)
+    dropped = read_jsonl(folder / "eliminated.jsonl", Eliminated, may_be_empty=True) if (folder / "eliminated.jsonl").is_file() else []
+    return [*kept, *(row.problem for row in dropped if row.rule == OUTSIDE)]
 
 
-def _leak(held_out: HeldOut, child: Problem, neighbour: Match | None, drop_renumbered: bool) -> Contamination | None:
-    """The held-out problem that the child repeats, if any."""
-    match = held_out.overlap(child)
-    kept = match is not None and match.rule == RENUMBERED and not drop_renumbered
-    if neighbour is not None and (match is None or kept):
-        match, kept = neighbour, False
-    if match is None:
+def _difficulty(ctx: StageContext) -> Difficulty | None:
+    """None where operations are drawn at random, or parents come with their pass rates; torch is not loaded then."""
+    if ctx.settings.choose == "weights" or "policy" not in ctx.inputs:
         return None
-    return Contamination(
-        evolved_id=child.id,
-        test_id=match.test.id,
-        evolved=child.question,
-        test=match.test.question,
-        rule=match.rule,
-        ratio=round(match.ratio, 4),
-        dropped=not kept,
-    )
+    from rlef.rl.difficulty import Difficulty
+
+    return Difficulty(ctx.inputs["policy"], ctx.inputs.get("prm"), ctx.settings, ctx.config)
 
 
-def _neighbours(settings: EvolveStage, tests: Sequence[Problem], device: str) -> Callable[[Sequence[str]], Sequence[Match | None]]:
-    """For texts their nearest tests by the embedding model; without one nothing, and torch is not loaded."""
-    if settings.embedding_model is None:
-        return lambda texts: [None] * len(texts)
-    from rlef.evolution.neighbours import Neighbours
-    from rlef.models import pick_device
-
-    return Neighbours(tests, settings.embedding_model, settings.embedding_threshold, pick_device(device)).nearest
+def _measure(ctx: StageContext, difficulty: Difficulty | None, problems: Sequence[Problem], rates: dict[str, float | None]) -> None:
+    """Add the pass rates that are not known yet."""
+    new = list({problem.id: problem for problem in problems if problem.id not in rates}.values())
+    if difficulty is not None and new:
+        with ctx.tracker.progress(f"{ctx.name}: measure", len(new) * ctx.settings.samples) as advance:
+            rates |= zip([problem.id for problem in new], difficulty.measure(new, advance), strict=True)
 
 
-def _children(
-    teacher: Teacher, parents: Sequence[Problem], operations: Sequence[str], number: int, seed: int
-) -> list[tuple[Problem, Problem | None, bool]]:
-    """Parent, child, and whether the teacher takes both for the same."""
+def _fits(child: Problem, settings: EvolveStage) -> bool:
+    low, high = settings.band
+    return settings.keep_outside or child.pass_rate is None or low <= child.pass_rate <= high
+
+
+def _totals(kept: Sequence[Problem], sieve: Sieve) -> dict[str, float]:
+    return {
+        "kept": len(kept),
+        "eliminated": sieve.rules.total(),
+        "mean_depth": sum(problem.depth or 0 for problem in kept) / max(1, len(kept)),
+        "mean_words": sum(len(problem.question.split()) for problem in kept) / max(1, len(kept)),
+    }
+
+
+def _curve(children: Sequence[Problem], settings: EvolveStage) -> dict[str, float]:
+    """How hard a round's children are for the policy: mean pass rate and the share within the band."""
+    rates = [child.pass_rate for child in children if child.pass_rate is not None]
+    if not rates:
+        return {}
+    low, high = settings.band
+    return {"pass_rate": sum(rates) / len(rates), "in_band": sum(low <= rate <= high for rate in rates) / len(rates)}
+
+
+def _children(teacher: Teacher, parents: Sequence[Problem], operations: Sequence[str], number: int, seed: int) -> list[Child]:
     children = teacher.evolve(parents, operations, round=number, seed=seed)
     return list(zip(parents, children, _judged_same(teacher, parents, children), strict=True))
 

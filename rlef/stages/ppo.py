@@ -26,10 +26,11 @@ from rlef.rl.batch import RolloutBatch, by_length, columns
 from rlef.rl.losses import explained_variance, policy_loss, value_loss
 from rlef.rl.policy import TokenCritic, TokenPolicy
 from rlef.rl.reward import place_rewards
-from rlef.rl.sampling import Sample, load_reward, read_prompts, sample_answers, score_answers, take_prompts
+from rlef.rl.sampling import Prompt, Sample, load_reward, read_prompts, sample_answers, score_answers, take_prompts
 from rlef.rollout.base import SamplingParams
 from rlef.rollout.hf import HFGenerator
 from rlef.stages.context import StageContext
+from rlef.stages.fresh import FreshRounds
 
 STAGE_VERSION = 1
 CHECKPOINT_EVERY = 10  # iterations
@@ -91,10 +92,13 @@ def run(ctx: StageContext) -> dict:
     policy_model = load_policy(start, dtype=dtype, trust_remote_code=trust)
     stops, pad = stop_ids(tokenizer, policy_model), int(tokenizer.pad_token_id)
     reward = load_reward(settings, ctx.inputs, tokenizer, ctx.config.model, stops, ctx.config.launch.device)
-    prompts = read_prompts(ctx.inputs["prompts"], tokenizer, ctx.config.model, use_answers=settings.use_answers)
-    coming = [take_prompts(prompts, iteration, settings.prompts_per_iteration, ctx.seed) for iteration in range(settings.iterations)]
-    # Before the others take the IRM's room. Iterations that a resumed run has behind it too: other batches give other last digits.
-    reward.settle_instructions([prompt.problem.question for chosen in coming for prompt in chosen[dist.rank() :: dist.world()]])
+    fresh = FreshRounds(ctx, tokenizer) if settings.fresh_every is not None else None
+    coming: list[list[Prompt]] = []
+    if fresh is None:
+        prompts = read_prompts(ctx.inputs["prompts"], tokenizer, ctx.config.model, use_answers=settings.use_answers)
+        coming = [take_prompts(prompts, iteration, settings.prompts_per_iteration, ctx.seed) for iteration in range(settings.iterations)]
+        # Before the others take the IRM's room. Iterations that a resumed run has behind it too: other batches give other last digits.
+        reward.settle_instructions([prompt.problem.question for chosen in coming for prompt in chosen[dist.rank() :: dist.world()]])
     reference = TokenPolicy(load_policy(start, dtype=dtype, trust_remote_code=trust)).to(device).requires_grad_(False)
     critic_start = _critic_folder(ctx, tokenizer) if settings.critic_init == "prm" else start
     critic_model = TokenCritic.from_folder(critic_start, dtype=dtype, trust_remote_code=trust)
@@ -121,9 +125,12 @@ def run(ctx: StageContext) -> dict:
         for iteration in range(first, settings.iterations):
             times: dict[str, float] = {}
 
-            # 1. Sample answers to this rank's share of the iteration's prompts.
+            # 0. The prompts; at the start of a fresh round the teacher evolves those of the round before.
+            with timed(times, "evolve"):
+                chosen = fresh.take(iteration) if fresh is not None else coming[iteration]
+
+            # 1. Sample answers to this rank's share of them.
             with timed(times, "rollout"):
-                chosen = coming[iteration]
                 mine = list(range(dist.rank(), len(chosen), dist.world()))
                 answers = sample_answers(
                     generator, [chosen[index] for index in mine], settings.samples_per_prompt, sampling, seed=ctx.seed, iteration=iteration
@@ -167,6 +174,8 @@ def run(ctx: StageContext) -> dict:
 
             # 5. Log, show, save.
             metrics = _metrics(batch, samples, entropy, settings) | updates | times
+            if fresh is not None:
+                metrics["rollout/pass_rate"] = fresh.record(iteration, samples)
             seconds = sum(times.values())
             metrics["perf/tokens_per_second"] = metrics["rollout/tokens"] / seconds
             metrics["perf/samples_per_second"] = settings.prompts_per_iteration * settings.samples_per_prompt / seconds

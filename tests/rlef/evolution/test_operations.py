@@ -11,7 +11,7 @@ from rlef.config import ModelSection, RandomInit
 from rlef.errors import UserError
 from rlef.evolution.chat import ChatTeacher
 from rlef.evolution.elimination import eliminated_by
-from rlef.evolution.operations import choose_operations, operations_of, read_operations
+from rlef.evolution.operations import choose_operations, line_of, operations_of, read_operations
 from rlef.records import Problem, problem_id
 
 PARENT = "Sort a list of 9 names."
@@ -153,3 +153,25 @@ def test_each_parent_gets_an_operation_of_its_domain():
     }
     with pytest.raises(UserError, match="domain code"):
         choose_operations(domains, NAMES, {"down": 1}, seed="s")
+
+
+def test_feedback_gives_the_line_and_weights_the_operation_in_it():
+    rates = [0.0, 0.19, 0.2, 0.5, 0.8, 0.81, 1.0]
+    assert [line_of(rate, (0.2, 0.8)) for rate in rates] == ["down", "down", "breadth", "breadth", "breadth", "up", "up"]
+    known = operations_of("openai", None)
+    domains = ["math"] * 300 + ["code"] * 300 + ["general"] * 300
+    lines = ["up", "down", None] * 300
+    chosen = choose_operations(domains, known, {"up": 1, "down": 1, "breadth": 1, "up.add_step": 2}, seed="s", lines=lines)
+    taken = {(domain, line): {one.split(".")[0] for one, *rest in zip(chosen, domains, lines, strict=True) if rest == [domain, line]}
+             for domain in known for line in ("up", "down")}  # fmt: skip
+    # Code has no easier line and no breadth, the general domain no easier line: the nearest there is.
+    assert taken == {
+        ("math", "up"): {"up"}, ("math", "down"): {"down"}, ("code", "up"): {"up"}, ("code", "down"): {"up"},
+        ("general", "up"): {"up"}, ("general", "down"): {"breadth"},
+    }  # fmt: skip
+    math_up = [one for one, domain, line in zip(chosen, domains, lines, strict=True) if (domain, line) == ("math", "up")]
+    assert 55 <= math_up.count("up.add_step") <= 80  # two of three
+    # A line without weight is not taken even by what calls for it.
+    assert set(choose_operations(["math"] * 50, known, {"up": 1, "down": 0}, seed="s", lines=["down"] * 50)) <= {
+        name for name in known["math"] if name.startswith("up.")
+    }

@@ -80,6 +80,61 @@ def test_a_question_is_asked_for_where_the_config_says_so_and_of_math_alone(tmp_
     assert [one.question for one in _run(tmp_path, general, [Problem(id="t", question=TEST)], stage)[1]] == ["A tram has 6 cars."]
 
 
+class Lengths:
+    """A policy for which a problem is the harder the more steps it has."""
+
+    def __init__(self):
+        self.seen = []
+
+    def measure(self, problems, progress=None):
+        self.seen += [one.id for one in problems]
+        return [{1: 1.0, 2: 0.5, 3: 0.5}.get(one.depth or 0, 0.0) for one in problems]
+
+
+def symbolic(tmp_path, monkeypatch, difficulty, inputs=None, **stage):
+    monkeypatch.setattr(evolve, "_difficulty", lambda ctx: difficulty)
+    settings = {"kind": "evolve", "rounds": 2, "choose": "feedback", "per_round": 80, **stage}
+    config = Config.model_validate({"model": {"random": {}}, "stages": {"evolve": settings}})
+    tmp_path.mkdir(exist_ok=True)
+    write_jsonl(tmp_path / "seeds.jsonl", make_problems(60, depths=(1, 4), seed=0, split="train"))
+    write_jsonl(tmp_path / "held_out.jsonl", make_problems(4, depths=(1, 3), seed=0, split="held_out"))
+    sources = {"problems": tmp_path} | (inputs or {})
+    result = evolve.run(StageContext("evolve", config, config.stages["evolve"], sources, tmp_path, Tracker.null()))
+    evolved = read_jsonl(tmp_path / "evolved.jsonl", Problem, may_be_empty=True)
+    return result, evolved, read_jsonl(tmp_path / "eliminated.jsonl", Eliminated, may_be_empty=True)
+
+
+def test_feedback_chooses_the_line_and_keeps_the_band(tmp_path, monkeypatch):
+    policy = Lengths()
+    result, evolved, eliminated = symbolic(tmp_path, monkeypatch, policy)
+    outside = [row for row in eliminated if row.rule == evolve.OUTSIDE]
+    assert {one.depth for one in evolved} == {2, 3} and {one.pass_rate for one in evolved} == {0.5}
+    assert {row.problem.depth for row in outside}.isdisjoint({2, 3}) and {row.detail for row in outside} == {"0.000", "1.000"}
+    assert result["made"] == 160 == len(evolved) + len(eliminated) + result["eliminated"].get("no_answer", 0)
+    # What was drawn went up from one step, down from four, into breadth between.
+    every = {one.id: one for one in [*make_problems(60, depths=(1, 4), seed=0, split="train"), *evolved, *(row.problem for row in outside)]}
+    lines = {
+        (every[one.lineage.parent].depth, one.lineage.operation.split(".")[0]) for one in [*evolved, *(row.problem for row in outside)]
+    }
+    assert lines >= {(1, "up"), (4, "down"), (2, "breadth")}
+    assert all(line == ("up" if depth == 1 else "breadth" if depth in (2, 3) else "down") for depth, line in lines)
+    assert len(policy.seen) == len(set(policy.seen))  # nothing is measured twice
+    assert set(result["rounds"]) == {"1", "2"} and 0 < result["rounds"]["1"]["in_band"] <= 1
+
+
+def test_a_pool_goes_on_where_the_last_stage_ended(tmp_path, monkeypatch):
+    _, first, dropped = symbolic(tmp_path / "one", monkeypatch, Lengths())
+    outside = [row.problem for row in dropped if row.rule == evolve.OUTSIDE]
+    assert evolve.read_pool(tmp_path / "one") == [*first, *outside]
+    # Without a policy what comes with a pass rate is a parent, and nothing is thrown away for a rate that nobody measured.
+    _, second, eliminated = symbolic(tmp_path / "two", monkeypatch, None, {"pool": tmp_path / "one"})
+    assert {one.lineage.parent for one in second} <= {one.id for one in [*first, *outside, *second]}
+    assert {one.lineage.round for one in second} == {3, 4} and not any(row.rule == evolve.OUTSIDE for row in eliminated)
+    assert {one.question for one in second}.isdisjoint({one.question for one in [*first, *outside]})
+    third = symbolic(tmp_path / "three", monkeypatch, Lengths(), {"pool": tmp_path / "one"}, keep_outside=True)[1]
+    assert {one.depth for one in third} > {2, 3}
+
+
 def test_flawed_symbolic_prompts_reach_rl(tmp_path):
     seeds = make_problems(60, depths=(1, 3), seed=0, split="train")
     tests = make_problems(40, depths=(1, 3), seed=0, split="held_out")

@@ -1,0 +1,134 @@
+"""Fresh rounds of evolution while PPO runs: the pass rates of the last prompts choose the operations, and RL goes on with what comes of it.
+
+The "active Evol-Instruct" of RLEIF's third step (WizardMath, arXiv 2308.09583, section 3). The teacher works in a process of its own, which
+the main rank starts; what a round made lies in fresh/round_NNN, done when its manifest is there, so that a resumed run finds it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlef.children import wait
+from rlef.config import PpoStage
+from rlef.engines import dist
+from rlef.errors import UserError
+from rlef.models import Tokenizer
+from rlef.records import PassRate, Problem, read_jsonl, write_jsonl
+from rlef.rl.difficulty import pass_rate
+from rlef.rl.sampling import Prompt, Sample, as_prompts, prompt_file, take_prompts
+from rlef.run_dir import RunDir, digest, write_json
+from rlef.stages.context import StageContext
+
+LOOK_EVERY_S = 0.5
+
+
+class FreshRounds:
+    """The prompts of each iteration. Round 0 is the prompts that PPO came with; round r begins at iteration r * fresh_every."""
+
+    def __init__(self, ctx: StageContext, tokenizer: Tokenizer) -> None:
+        settings: PpoStage = ctx.settings
+        assert settings.fresh_every is not None
+        self.every = settings.fresh_every
+        self._ctx, self._tokenizer, self._settings = ctx, tokenizer, settings
+        self._folder = ctx.folder / "fresh"
+        # By round, whole: the symbolic teacher needs the truth, which prompts do not have.
+        self._problems: list[list[Problem]] = [list(read_jsonl(prompt_file(ctx.inputs["prompts"]), Problem))]
+        self._prompts: dict[int, list[Prompt]] = {0: self._ready(self._problems[0])}
+
+    def take(self, iteration: int) -> list[Prompt]:
+        """The prompts of an iteration; at a round's first one the round is made, unless it is there."""
+        number = iteration // self.every
+        while len(self._problems) <= number:
+            self._problems.append(self._round(len(self._problems)))
+        if number not in self._prompts:
+            self._prompts = {number: self._ready(self._practice(number))}
+        count, seed = self._settings.prompts_per_iteration, self._ctx.seed
+        return take_prompts(self._prompts[number], iteration - number * self.every, count, f"{seed}/{number}" if number else seed)
+
+    def record(self, iteration: int, samples: Sequence[Sample]) -> float:
+        """Keep the pass rates of an iteration's prompts, over all ranks; returns their mean."""
+        groups: dict[str, list[Sample]] = {}
+        for sample in samples:
+            groups.setdefault(sample.prompt.problem.id, []).append(sample)
+        mine = [PassRate(problem_id=key, iteration=iteration, pass_rate=_rate(group), samples=len(group)) for key, group in groups.items()]
+        rows = [row for part in dist.all_gather_object(mine) for row in part]
+        if dist.is_main():
+            write_jsonl(self._rates_file(iteration), rows)
+        return sum(row.pass_rate for row in rows) / max(1, len(rows))
+
+    def _rates_file(self, iteration: int) -> Path:
+        return self._folder / "rates" / f"{iteration:06d}.jsonl"
+
+    def _ready(self, problems: Sequence[Problem]) -> list[Prompt]:
+        return as_prompts(problems, self._tokenizer, self._ctx.config.model, use_answers=self._settings.use_answers)
+
+    def _practice(self, number: int) -> list[Problem]:
+        """What the round made; where that is too little for its iterations, filled up with what was there before it."""
+        fresh, before = self._problems[number], [problem for made in self._problems[:number] for problem in made]
+        lacking = max(0, self.every * self._settings.prompts_per_iteration - len(fresh))
+        rng = random.Random(f"practice/{self._ctx.seed}/{number}")
+        return [*fresh, *rng.sample(before, min(lacking, len(before)))]
+
+    def _round(self, number: int) -> list[Problem]:
+        """The problems of a round: made by the main rank's child process, waited for by the others."""
+        rounds, name = RunDir(self._folder), f"round_{number:03d}"
+        if dist.is_main() and rounds.manifest(name) is None:
+            self._evolve(number, rounds, name)
+        # No collective here: a teacher may take longer than any of their time limits. A main rank that fails ends the others by torchrun.
+        while rounds.manifest(name) is None:
+            time.sleep(LOOK_EVERY_S)
+        return list(read_jsonl(rounds.stage(name) / "evolved.jsonl", Problem, may_be_empty=True))
+
+    def _evolve(self, number: int, rounds: RunDir, name: str) -> None:
+        began = time.time()
+        measured: dict[str, float] = {}
+        for iteration in range((number - 1) * self.every, number * self.every):
+            measured |= {row.problem_id: row.pass_rate for row in read_jsonl(self._rates_file(iteration), PassRate)}
+        pool = [problem for made in self._problems for problem in made]
+        rates = {"rates": digest(measured), "pool": digest([problem.id for problem in pool])}
+        folder = rounds.start(name, rates)
+        # The rates of earlier rounds were another policy's.
+        write_jsonl(folder / "pool" / "evolved.jsonl", [one.model_copy(update={"pass_rate": measured.get(one.id)}) for one in pool])
+        result = self._child(folder)
+        (folder / "pool" / "evolved.jsonl").unlink()
+        (folder / "pool").rmdir()
+        rounds.finish(name, rates, time.time() - began, result)
+
+    def _child(self, folder: Path) -> dict:
+        """One round of the evolve stage that the config names, by feedback, in a process that is no rank."""
+        ctx, settings = self._ctx, self._settings
+        stage = ctx.config.stages[ctx.inputs["evolve"].name]
+        parents = settings.fresh_parents or self.every * settings.prompts_per_iteration
+        changes = {"rounds": 1, "choose": "feedback", "per_round": parents, "policy": None, "prm": None, "pool": None}
+        stages = ctx.config.stages | {ctx.inputs["evolve"].name: stage.model_copy(update=changes)}
+        job = {
+            "config": ctx.config.model_copy(update={"stages": stages}).model_dump(mode="json"),
+            "stage": ctx.inputs["evolve"].name,
+            "folder": str(folder),
+            "inputs": {"problems": str(ctx.inputs["problems"]), "pool": str(folder / "pool")},
+            "function": "rlef.stages.evolve:run",
+            "tracked": False,
+        }
+        write_json(folder / "job.json", job)
+        code = wait([sys.executable, "-m", "rlef.worker", str(folder / "job.json")], alone=True)
+        if code != 0:
+            error = folder / "error.txt"
+            said = error.read_text(encoding="utf-8") if error.is_file() else f"its process ended with code {code}; see its traceback above"
+            raise UserError(f"{ctx.name}: fresh round {folder.name}: {said}")
+        answer = folder / "result.json"
+        result = json.loads(answer.read_text(encoding="utf-8"))
+        for leftover in (folder / "job.json", answer):
+            leftover.unlink()
+        return result
+
+
+def _rate(group: Sequence[Sample]) -> float:
+    """A prompt's pass rate, weighted by r_A; by its known answer where the run uses answers."""
+    problem = group[0].prompt.problem
+    answers = [None if sample.score.zeroed in ("unfinished", "no_answer", "too_long") else sample.score.extracted for sample in group]
+    return pass_rate(answers, [sample.score.answer for sample in group], known=problem.answer, question=problem.question)
