@@ -107,8 +107,24 @@ def _dispatch(options: argparse.Namespace) -> int:
         run = pipeline.run(config, start=options.start, only=options.only, yes=options.yes)
     else:
         run = pipeline.run(config, only=options.command, yes=options.yes)
+    alone = options.only if options.command == "run" else options.command
+    if alone is not None:
+        _show(config, run, alone)
     print(f"\nrun directory: {run.root}" + (f"\nreport: {run.root / 'report.html'}" if (run.root / "report.html").is_file() else ""))
     return 0
+
+
+def _show(config: Any, run: Any, name: str) -> None:
+    """The table of a stage that was run alone."""
+    from rlef import pipeline, tables
+
+    manifest, kind = run.manifest(name), config.stages[name].kind
+    if kind == "evolve":
+        source = pipeline.resolve_inputs(config, name)["problems"]
+        problems = run.stage(source) if source in config.stages else Path(source)
+        print(tables.evolve_table(manifest.result, run.stage(name), problems))
+    elif kind == "label":
+        print(tables.label_table(manifest.result, run.stage(name)))
 
 
 def check(config: Any) -> int:

@@ -1,0 +1,83 @@
+"""What `rlef evolve` and `rlef label` show at their end: a table of what was made, kept and set aside, and one example of each."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from reward_models.records import RankedList, SteppedSolution, read_records
+from rlef.records import Eliminated, Problem, read_jsonl
+
+WIDTH = 100
+DUPLICATES = ("exact_duplicate", "near_duplicate")
+LEAK = "held_out"  # how the rules of decontamination begin
+Row = tuple[str, Any]
+
+
+def evolve_table(result: Mapping[str, Any], folder: Path, problems: Path | None) -> str:
+    """`result`: the stage's; `problems`: the folder whose seeds it evolved, None where it is not at hand."""
+    rules: dict[str, int] = result["eliminated"]
+    duplicates = {rule: count for rule, count in rules.items() if rule in DUPLICATES}
+    leaks = {rule: count for rule, count in rules.items() if rule.startswith(LEAK)}
+    failed = {rule: count for rule, count in rules.items() if rule not in duplicates and rule not in leaks}
+    rows: list[Row] = [("made", result["made"]), ("kept", result["kept"])]
+    for name, group in (("eliminated", failed), ("duplicates", duplicates), ("contaminated", leaks)):
+        rows.append((name, sum(group.values())))
+        rows += [(f"  {rule}", group[rule]) for rule in sorted(group, key=lambda rule: -group[rule])]
+    rows.append(("renumbered tests, reported", result["renumbered"]))
+    return "\n".join([*_aligned([*rows, *_teacher(result)]), *_evolved_examples(folder, problems)])
+
+
+def label_table(result: Mapping[str, Any], folder: Path) -> str:
+    rows = [(name.replace("_", " "), value) for name, value in result.items() if isinstance(value, int | float | str)]
+    return "\n".join([*_aligned([*rows, *_teacher(result)]), *_label_examples(folder)])
+
+
+def _teacher(result: Mapping[str, Any]) -> list[Row]:
+    """What an endpoint was asked and cost."""
+    return [(name.replace("_", " "), value) for name, value in result.get("teacher", {}).items() if value is not None]
+
+
+def _aligned(rows: Iterable[Row]) -> list[str]:
+    shown = [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in rows]
+    names, values = (max(len(row[place]) for row in shown) for place in (0, 1))
+    return [f"  {name:{names}}  {value:>{values}}" for name, value in shown]
+
+
+def _evolved_examples(folder: Path, problems: Path | None) -> list[str]:
+    evolved = read_jsonl(folder / "evolved.jsonl", Problem, may_be_empty=True)
+    seeds = read_jsonl(problems / "seeds.jsonl", Problem) if problems is not None and (problems / "seeds.jsonl").is_file() else []
+    texts = {problem.id: problem.question for problem in [*seeds, *evolved]}
+    kept = next((one for one in evolved if one.lineage and one.lineage.parent in texts), None)
+    lines = []
+    if kept is not None and kept.lineage is not None:
+        lines += [f"kept, {kept.lineage.operation}, round {kept.lineage.round}"]
+        lines += [*_text("from", texts[kept.lineage.parent]), *_text("to", kept.question)]
+    dropped = next(iter(read_jsonl(folder / "eliminated.jsonl", Eliminated, may_be_empty=True)), None)
+    if dropped is not None:
+        lines += [f"set aside, {dropped.rule}{f' ({dropped.detail})' if dropped.detail else ''}", *_text("", dropped.problem.question)]
+    return lines
+
+
+def _label_examples(folder: Path) -> list[str]:
+    ranked = read_records(folder / "rankings.jsonl", RankedList)[0]
+    best, worst = (pick(ranked.items, key=lambda item: item.rank) for pick in (min, max))
+    lines = ["ranked", *_text("best", best.text), *_text("worst", worst.text)]
+    solutions = read_records(folder / "steps.jsonl", SteppedSolution)
+    # One with a wrong step says more than one without.
+    judged = next((one for one in solutions if any(label is not None and label < 0.5 for label in one.labels)), solutions[0])
+    lines += [f"judged by {judged.labeller}", *_text("", judged.question)]
+    for step, label in zip(judged.steps, judged.labels, strict=True):
+        lines += _text("   ?" if label is None else f"{label:.2f}", step)
+    return lines
+
+
+def _text(name: str, text: str) -> list[str]:
+    """A text of any length in at most four lines."""
+    indent = " " * 8
+    lines = textwrap.wrap(
+        " ".join(text.split()), WIDTH, initial_indent=f"  {name:6}", subsequent_indent=indent, max_lines=4, placeholder=" ..."
+    )
+    return lines or [indent]
