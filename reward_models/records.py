@@ -19,7 +19,11 @@ class RankedItem(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     text: str
     rank: int = Field(ge=0, description="0 is the best; equal ranks are ties")
-    scores: dict[str, float] = Field(default_factory=dict, description="definition, precision, integrity, each in 0..1")
+    scores: dict[str, float] = Field(
+        default_factory=dict,
+        description="definition, precision, integrity, or what else the rank is made of, each in 0..1",
+    )
+    recorded: dict[str, float] | None = Field(default=None, description="scores of other aspects, each in 0..1")
     kind: str | None = Field(default=None, description="what is wrong with it (metrics are split by this); None: nothing known")
 
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from reward_models.config import InstructionModelConfig, ProcessModelConfig
 from rlef.errors import UserError, raise_all
-from rlef.records import Domain
+from rlef.records import Aspect, Domain
 
 
 class Section(BaseModel):
@@ -242,6 +242,18 @@ class LabelStage(Stage):
     policy: str | None = Field(default=None, description="input: the stage whose model answers (default: nearest earlier sft)")
     lists: int = Field(default=400, ge=1, description="ranked lists for the IRM")
     list_size: int = Field(default=6, ge=2)
+    aspects: list[Aspect] = Field(
+        default=["definition", "precision", "integrity"],
+        min_length=1,
+        description="what makes up the rank; a chat judge's scores of the others, difficulty too, are recorded",
+    )
+    orders: int | None = Field(
+        default=None,
+        ge=0,
+        description="chat teachers: a list is judged in one question, asked in so many orders (the second is the first reversed), and two "
+        "versions are ranked where all orders agree, else tied. 0: each version is judged alone. None: 2 with teacher.kind openai, 0 with "
+        "hf: a small model is no judge of lists, but its expected digit (G-Eval) tells versions apart one by one",
+    )
     count: int = Field(default=800, ge=1, description="problems whose solutions are judged step by step")
     samples: int = Field(default=4, ge=1, description="solutions a problem")
     temperature: float = Field(default=1.0, gt=0, description="of solutions and of Monte Carlo completions")
@@ -491,6 +503,10 @@ class Config(Section):
                     wrong.append(f"stages.{name}.weights: none may be negative, and one must be above 0")
             if stage.kind == "label" and stage.method == "symbolic" and self.teacher.kind != "symbolic":
                 wrong.append(f"stages.{name}.method: symbolic needs teacher.kind: symbolic; use judge or calculator")
+            if stage.kind == "label" and len(set(stage.aspects)) < len(stage.aspects):
+                wrong.append(f"stages.{name}.aspects: an aspect is named twice")
+            if stage.kind == "label" and "difficulty" in stage.aspects and self.teacher.kind == "symbolic":
+                wrong.append(f"stages.{name}.aspects: the symbolic judge scores no difficulty; use teacher.kind: hf or openai")
             if stage.kind == "label" and stage.consensus and stage.method not in COMPLETED:
                 wrong.append(f"stages.{name}.consensus: needs method {', '.join(COMPLETED)}, whose labels a judge can confirm")
             world = self.launch.processes

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rlef.answers import extract_answer
 from rlef.config import ModelSection
+from rlef.records import Aspect
 
 Message = dict[str, str]
 
@@ -39,13 +40,64 @@ RESPOND = (
     "Solve the problem step by step. Write one short step a line, with its calculation. "
     "End with a line '{marker} ' followed by the final number alone.\n\nProblem: {question}"
 )
-JUDGE_INSTRUCTION = (
-    "Judge the quality of the problem below from 0 (worst) to 10 (best). definition: is it clear what is asked? precision: is every statement exact "
-    'and free of ambiguity? integrity: is everything given that is needed? Answer as JSON: {{"definition": n, "precision": n, "integrity": n}}\n\n'
-    "Problem: {question}\n\nJSON:"
+# What each aspect asks, and what the lowest score, the middle and the highest mean.
+RUBRIC: dict[Aspect, tuple[str, str, str, str]] = {
+    "definition": (
+        "Is it clear what is to be done?",
+        "nothing is asked, or nobody could say what",
+        "the aim can be guessed, but more than one task fits the words",
+        "one definite task, and nobody would have to ask what is meant",
+    ),
+    "precision": (
+        "Has every statement one exact meaning?",
+        "statements contradict each other, or a word or reference can be read in ways that change the answer",
+        "what matters is exact, some words or references are loose",
+        "every quantity, name and condition has one meaning alone",
+    ),
+    "integrity": (
+        "Is everything there that an answer needs?",
+        "something is missing without which no answer can be found",
+        "an answer needs an assumption that the text does not state",
+        "all that is needed is given, and all that is given fits together",
+    ),
+    "difficulty": (
+        "How hard is it to answer?",
+        "it is answered at a glance",
+        "it takes a few thoughts, each built on the one before",
+        "it takes many such thoughts, or knowledge that few people have",
+    ),
+}
+_JSON_FORM = "{" + ", ".join(f'"{aspect}": n' for aspect in RUBRIC) + "}"
+# How an answer to `judge_instruction` begins, up to each number. The earlier numbers are set, so that the later ones do not hang on a drawn one.
+JUDGE_OPENINGS = tuple(
+    "{" + "".join(f'"{earlier}": 5, ' for earlier in list(RUBRIC)[:place]) + f'"{aspect}": ' for place, aspect in enumerate(RUBRIC)
 )
-# How an answer to it begins, up to each number. The earlier numbers are set, so that the later ones do not hang on a drawn one.
-JUDGE_OPENINGS = ('{"definition": ', '{"definition": 5, "precision": ', '{"definition": 5, "precision": 5, "integrity": ')
+
+
+def rubric(best: int) -> str:
+    """A line an aspect, for scores from 0 to `best`."""
+    rows = RUBRIC.items()
+    return "\n".join(f"{aspect}: {asks} 0: {low}; {best // 2}: {middle}; {best}: {high}." for aspect, (asks, low, middle, high) in rows)
+
+
+def judge_instruction(question: str, best: int = 10) -> str:
+    """One instruction, to be scored by itself."""
+    return (
+        f"Judge the instruction below. Give each of these aspects a whole number from 0 to {best}:\n{rubric(best)}\n"
+        f"Answer as JSON: {_JSON_FORM}\n\nInstruction: {question}\n\nJSON:"
+    )
+
+
+def judge_list(questions: Sequence[str], best: int = 10) -> str:
+    """Versions of one instruction, numbered from 1 in the order given, to be scored side by side."""
+    versions = "\n\n".join(f"Version {number}:\n{question}" for number, question in enumerate(questions, 1))
+    return (
+        f"Below are {len(questions)} versions of an instruction, in no particular order. Compare them, and give each version for each of these aspects "
+        f"a whole number from 0 to {best}; versions that are equally good get equal numbers.\n{rubric(best)}\n"
+        f'Answer as JSON, each version under its number: {{"1": {_JSON_FORM}, "2": ...}}\n\n{versions}\n\nJSON:'
+    )
+
+
 JUDGE_STEPS = (
     "Here is a problem and a solution with numbered steps. Find the first wrong step. Answer with its number alone, or 0 if all are right.\n\n"
     "Problem: {question}\n\n{steps}\n\nFirst wrong step:"

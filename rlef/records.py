@@ -19,6 +19,7 @@ from rlef.errors import UserError
 
 SCHEMA_VERSION = 1
 Domain = Literal["math", "code", "general"]
+Aspect = Literal["definition", "precision", "integrity", "difficulty"]  # of an instruction, as a judge scores it
 
 
 class Record(BaseModel):

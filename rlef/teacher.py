@@ -7,25 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, get_args
 
-from rlef.records import Problem, Solution
+from rlef.records import Aspect, Problem, Solution
 
-QUALITIES = ("definition", "precision", "integrity")  # WizardMath's three aspects of instruction quality, each scored in 0..1
+ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
+QUALITIES: tuple[Aspect, ...] = ASPECTS[:3]  # WizardMath's three aspects of instruction quality; a later version has difficulty too
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Scores of one instruction in 0..1; `kind` names a known flaw (reports split by it), None where nothing is known."""
+    """Scores of one instruction in 0..1; `kind` names a known flaw (reports split by it); None where nothing is known."""
 
     definition: float
     precision: float
     integrity: float
     kind: str | None = None
+    difficulty: float | None = None
 
-    @property
-    def total(self) -> float:
-        return self.definition + self.precision + self.integrity
+    def score(self, aspect: Aspect) -> float | None:
+        scores = self.definition, self.precision, self.integrity, self.difficulty
+        return dict(zip(ASPECTS, scores, strict=True))[aspect]
+
+    def total(self, aspects: Sequence[Aspect] = QUALITIES) -> float | None:
+        """The sum over `aspects`, equal sums being equal numbers; None where one is not known."""
+        scores = [self.score(aspect) for aspect in aspects]
+        return None if None in scores else round(sum(score for score in scores if score is not None), 9)
 
 
 class Evolver(Protocol):

@@ -12,17 +12,28 @@ from rlef.config import ModelSection
 from rlef.evolution.operations import Templates, read_operations
 from rlef.records import Lineage, Problem, Solution, problem_id
 from rlef.rollout.remote import ChatModel
-from rlef.teacher import QUALITIES, Quality
+from rlef.teacher import ASPECTS, QUALITIES, Quality
 
 _PREFIX = re.compile(r"^\s*(?:\**(?:new |rewritten )?(?:problem|instruction|task)\**\s*:\**|here is[^\n]*:)\s*", re.IGNORECASE)
 
 # Numbers by enumeration: not every server that takes a schema knows minimum and maximum.
 QUALITY_SCHEMA: dict[str, Any] = {
     "type": "object",
-    "properties": {name: {"type": "integer", "enum": list(range(11))} for name in QUALITIES},
-    "required": list(QUALITIES),
+    "properties": {name: {"type": "integer", "enum": list(range(11))} for name in ASPECTS},
+    "required": list(ASPECTS),
     "additionalProperties": False,
 }
+QUALITY_TOKENS = 80  # of such an answer, at most
+# The scores of one version: an object without others inside, behind its number where it is not inside.
+_SCORED = re.compile(r'(?:"?(\d{1,3})"?\s*:\s*)?(\{[^{}]*\})')
+_NUMBER = re.compile(r'\b(?:version|number|item|id)"?\s*:\s*"?(\d{1,3})', re.IGNORECASE)
+
+
+def list_schema(count: int) -> dict[str, Any]:
+    """Scores under each number from 1 to `count`: none can be left out or given twice."""
+    numbers = [str(number) for number in range(1, count + 1)]
+    properties = dict.fromkeys(numbers, QUALITY_SCHEMA)
+    return {"type": "object", "properties": properties, "required": numbers, "additionalProperties": False}
 
 
 class ChatTeacher:
@@ -103,15 +114,31 @@ class ChatTeacher:
     def judge_instructions(self, problems: Sequence[Problem], *, seed: int) -> list[Quality | None]:
         """Ratings of each aspect. Where the model can be asked for its probabilities, the mean rating under them (G-Eval, arXiv
         2303.16634, section 3): a small judge that always writes the same number still ranks."""
+        # One digit can say 0 to 9.
         asked: list[list[prompts.Message]] = [
-            [{"role": "user", "content": prompts.JUDGE_INSTRUCTION.format(question=problem.question)}] for problem in problems
+            [{"role": "user", "content": prompts.judge_instruction(problem.question, best=9)}] for problem in problems
         ]
-        means = [self.chat.expected_digit(asked, opening) for opening in prompts.JUDGE_OPENINGS]
-        if all(row is not None for row in means):
-            return [Quality(*(value / 9 for value in values)) for values in zip(*means, strict=True)]  # type: ignore[arg-type]
-        texts = [messages[0]["content"] for messages in asked]
-        answers = self._ask(texts, seed=seed, temperature=0.0, max_tokens=60, schema=QUALITY_SCHEMA)
+        means = [row for opening in prompts.JUDGE_OPENINGS if (row := self.chat.expected_digit(asked, opening)) is not None]
+        if len(means) == len(prompts.JUDGE_OPENINGS):
+            return [_quality([value / 9 for value in values]) for values in zip(*means, strict=True)]
+        texts = [prompts.judge_instruction(problem.question) for problem in problems]
+        answers = self._ask(texts, seed=seed, temperature=0.0, max_tokens=QUALITY_TOKENS, schema=QUALITY_SCHEMA)
         return [parse_quality(answer) for answer in answers]
+
+    def judge_list(self, problems: Sequence[Problem], orders: Sequence[Sequence[int]], *, seed: int) -> list[list[Quality | None]]:
+        """All of them in one question for each of `orders` (the place in `problems` of what stands first, second, ...).
+
+        A row an order, in the order of `problems`; None where the answer does not score one.
+        """
+        texts = [prompts.judge_list([problems[place].question for place in order]) for order in orders]
+        answers = self._ask(
+            texts, seed=seed, temperature=0.0, max_tokens=QUALITY_TOKENS * (1 + len(problems)), schema=list_schema(len(problems))
+        )
+        rows: list[list[Quality | None]] = []
+        for order, answer in zip(orders, answers, strict=True):
+            found = dict(zip(order, parse_list(answer, len(order)), strict=True))
+            rows.append([found.get(place) for place in range(len(problems))])
+        return rows
 
     def judge_steps(self, problems: Sequence[Problem], solutions: Sequence[Sequence[str]], *, seed: int) -> list[list[float | None]]:
         texts = [
@@ -130,14 +157,30 @@ class ChatTeacher:
 
 
 def parse_quality(text: str) -> Quality | None:
-    """Three numbers 0..10 behind their names, as JSON or not; None where one is missing."""
-    values = []
-    for name in QUALITIES:
-        match = re.search(rf"{name}\W{{1,6}}(\d+(?:\.\d+)?)", text, re.IGNORECASE)
-        if match is None:
-            return None
-        values.append(min(10.0, float(match[1])) / 10)
-    return Quality(*values)
+    """Numbers 0..10 behind the names of the aspects, as JSON or not; None where one of the three qualities is missing."""
+    found = [re.search(rf"{name}\W{{1,6}}(\d+(?:\.\d+)?)", text, re.IGNORECASE) for name in ASPECTS]
+    if any(match is None for match in found[: len(QUALITIES)]):
+        return None
+    return _quality([min(10.0, float(match[1])) / 10 for match in found if match is not None])
+
+
+def parse_list(text: str, count: int) -> list[Quality | None]:
+    """Scores of the versions 1 to `count` from objects, each behind its number or with it inside, whatever stands around them.
+
+    None for a version that is not scored, or scored in two ways: nobody knows which of both is meant.
+    """
+    scored: dict[int, Quality | None] = {}
+    for before, row in _SCORED.findall(text):
+        number, quality = before or next(iter(_NUMBER.findall(row)), ""), parse_quality(row)
+        if number and quality is not None:
+            scored[int(number)] = quality if scored.get(int(number), quality) == quality else None
+    return [scored.get(number) for number in range(1, count + 1)]
+
+
+def _quality(scores: Sequence[float]) -> Quality:
+    """From scores in the order of ASPECTS; difficulty, the last, may be missing."""
+    definition, precision, integrity, *difficulty = scores
+    return Quality(definition, precision, integrity, difficulty=difficulty[0] if difficulty else None)
 
 
 def parse_first_error(text: str, steps: int) -> list[float | None]:

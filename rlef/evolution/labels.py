@@ -9,8 +9,9 @@ from fractions import Fraction
 
 from reward_models.records import RankedItem
 from rlef.answers import as_number, same_answer
-from rlef.records import Problem
-from rlef.teacher import Quality
+from rlef.evolution.ranking import agreed_ranks
+from rlef.records import Aspect, Problem
+from rlef.teacher import ASPECTS, QUALITIES, Quality
 
 # Possessive throughout: with plain quantifiers a run of 20 digits that no "=" follows takes 20 seconds, and each digit doubles it.
 _EQUATION = re.compile(r"((?:[-+*/x×÷\s$()%]|\d[\d,]*+\.?+\d*+)++)=\s*\$?\s*([-+]?\d[\d,]*\.?\d*)")
@@ -21,22 +22,35 @@ _STARTERS = frozenset(("How", "What", "Find", "The", "There", "Then", "If", "At"
 _LONGEST = 120  # characters of an equation
 
 
-def ranked_items(problems: Sequence[Problem], qualities: Sequence[Quality | None]) -> list[RankedItem]:
-    """Items in order of total quality, equal totals sharing a rank; unjudged ones are left out."""
-    judged = sorted(
-        ((problem, quality) for problem, quality in zip(problems, qualities, strict=True) if quality is not None),
-        key=lambda pair: -pair[1].total,
-    )
-    totals = sorted({quality.total for _, quality in judged}, reverse=True)
-    return [
-        RankedItem(
-            text=problem.question,
-            rank=totals.index(quality.total),
-            scores={"definition": quality.definition, "precision": quality.precision, "integrity": quality.integrity},
-            kind=quality.kind,
+def ranked_items(
+    problems: Sequence[Problem], orders: Sequence[Sequence[Quality | None]], aspects: Sequence[Aspect] = QUALITIES
+) -> list[RankedItem]:
+    """Items in order of rank, by the totals over `aspects`. `orders`: a row of qualities for each order in which the list was judged.
+
+    An item that an order does not score is left out. Scores are means over the orders.
+    """
+    totals = [[None if quality is None else quality.total(aspects) for quality in row] for row in orders]
+    judged = [place for place in range(len(problems)) if all(row[place] is not None for row in totals)]
+    ranks = agreed_ranks([[total for place in judged if (total := row[place]) is not None] for row in totals])
+    items = []
+    for place, rank in zip(judged, ranks, strict=True):
+        qualities = [quality for row in orders if (quality := row[place]) is not None]
+        means = {aspect: mean for aspect in ASPECTS if (mean := _mean([quality.score(aspect) for quality in qualities])) is not None}
+        items.append(
+            RankedItem(
+                text=problems[place].question,
+                rank=rank,
+                scores={aspect: mean for aspect, mean in means.items() if aspect in aspects},
+                recorded={aspect: mean for aspect, mean in means.items() if aspect not in aspects} or None,
+                kind=qualities[0].kind,
+            )
         )
-        for problem, quality in judged
-    ]
+    return sorted(items, key=lambda item: item.rank)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def check_equations(step: str) -> float | None:

@@ -106,7 +106,7 @@ def test_texts_in_other_scripts_are_told_apart():
 
 def test_ranks_share_ties():
     qualities = [Quality(1, 1, 0), Quality(1, 1, 1), None, Quality(0, 1, 1, "x"), Quality(0, 0, 0)]
-    items = ranked_items([problem(f"q{place}") for place in range(5)], qualities)
+    items = ranked_items([problem(f"q{place}") for place in range(5)], [qualities])
     assert [(item.text, item.rank) for item in items] == [("q1", 0), ("q0", 1), ("q3", 1), ("q4", 2)] and items[2].kind == "x"
 
 

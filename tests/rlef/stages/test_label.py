@@ -1,17 +1,22 @@
-"""The label stage: perturbed steps, and labels from a scripted policy's completions beside the exact judge's."""
+"""The label stage: lists ranked by a chat judge, perturbed steps, and labels from a scripted policy's completions beside the exact judge's."""
 
 from __future__ import annotations
+
+import json
+import re
 
 import pytest
 
 from reward_models.records import SteppedSolution
 from rlef.config import Config
 from rlef.errors import UserError
+from rlef.evolution.chat import ChatTeacher
 from rlef.models import load_tokenizer
+from rlef.records import Problem, problem_id
 from rlef.rollout.base import Completion
 from rlef.stages import label
 from rlef.stages.context import StageContext
-from rlef.stages.label import MONTE_CARLO, _judge, _perturb
+from rlef.stages.label import MONTE_CARLO, _judge, _perturb, _rank
 from rlef.symbolic import SymbolicTeacher, make_problems
 from rlef.symbolic.teacher import judge
 from rlef.tracking import Tracker
@@ -148,3 +153,109 @@ def test_balance_drops_right_solutions_of_the_training_split_alone(labelled):
     assert [row.correct for row in kept if row.split == "held_out"] == split["held_out"]
     with pytest.raises(UserError, match="every training solution is right"):
         labelled(method="symbolic", balance=True, right=lambda key: True)
+
+
+# --------------------------------------------------------------------------------------------- ranked lists
+
+SEEDS = [Problem(id=problem_id(text), question=text) for text in (f"Seed {number}: how many?" for number in range(8))]
+
+
+class Chat:
+    """Evolves into texts that name their operation's template; scores what stands at a position by `score(position from 0, text)`."""
+
+    name = "chat"
+
+    def __init__(self, score):
+        self.score, self.lists, self.alone, self.asked = score, 0, 0, []
+
+    def complete(self, conversations, *, schema=None, **_):
+        return [self.answer(messages[0]["content"], schema) for messages in conversations]
+
+    def answer(self, text, schema):
+        self.asked.append(text)
+        if schema is None:
+            return f"{text.split('.')[0][:60]} of {re.search('Seed .', text)[0]}"
+        if "1" not in schema["properties"]:
+            self.alone += 1
+            return json.dumps(dict.fromkeys(schema["properties"], 3 + len(text) % 5))
+        self.lists += 1
+        versions = text.removesuffix("\n\nJSON:").split("\n\nVersion ")[1:]
+        found = {number: self.score(place, versions[place]) for place, number in enumerate(schema["properties"])}
+        return json.dumps(
+            {number: dict.fromkeys(schema["properties"][number]["required"], value) for number, value in found.items() if value}
+        )
+
+    def expected_digit(self, conversations, opening):
+        return None
+
+
+@pytest.fixture
+def ranked(tmp_path):
+    """A judge and settings of the label stage -> the lists, what is known of the judge, and the rows of metrics.jsonl."""
+
+    def run(chat, kind="openai", **settings):
+        stages = {"label": {"kind": "label", "lists": 8, "list_size": 4, **settings}}
+        teacher = {"kind": kind, "model": "m", "base_url": "http://127.0.0.1:9"}
+        config = Config.model_validate({"model": {"random": {}}, "teacher": teacher, "stages": stages})
+        tracker = Tracker("label", tmp_path / "metrics.jsonl", quiet=True)
+        ctx = StageContext("label", config, config.stages["label"], {}, tmp_path, tracker)
+        lists, counts = _rank(ctx, ChatTeacher(chat, config.model, temperature=0.7, max_tokens=64), SEEDS)
+        return lists, counts["ranking"], [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+    return run
+
+
+def fair(place, text):
+    return 1 + sum(map(ord, text.split(":", 1)[1])) % 9
+
+
+def test_a_fair_judge_ranks_lists_in_two_orders_and_the_figures_say_so(ranked):
+    lists, trust, metrics = ranked(chat := Chat(fair))
+    assert chat.lists == 16 and chat.alone == 0 and len(lists) + trust["equal_lists"] == 8
+    assert trust["orders"] == 2 and trust["flip_rate"] == 0 and trust["kendall_tau_b"] == pytest.approx(1) and trust["unscored"] == 0
+    assert trust["broken_orders"] == 0 and trust["position_means"] == pytest.approx(trust["position_means"][::-1])
+    for row in lists:
+        totals = [item.scores["definition"] for item in row.items]
+        assert [item.rank for item in row.items] == [sorted(set(totals), reverse=True).index(total) for total in totals]
+        assert row.items[0].recorded == {"difficulty": totals[0]}
+    (logged,) = metrics
+    assert (
+        logged["label/flip_rate"] == 0
+        and logged["label/kendall_tau_b"] == pytest.approx(1)
+        and logged["label/tied_pairs"] == trust["tied_pairs"]
+    )
+    again = ranked(Chat(fair))
+    assert (lists, trust) == again[:2]
+
+
+def test_a_judge_of_positions_is_told_on_instead_of_trusted(ranked):
+    with pytest.raises(UserError, match="0 of 8 lists; 100% of the pairs"):
+        ranked(Chat(lambda place, text: 9 - place))
+
+
+def test_what_a_judge_leaves_out_is_counted(ranked):
+    lists, trust, _ = ranked(Chat(lambda place, text: fair(place, text) if "Seed 3" not in text and place else None), list_size=5)
+    # What stands first in either order has no score there; of Seed 3 nothing has one.
+    assert trust["broken_orders"] == 2 and trust["unscored"] == 5 + 7 * 2
+    assert lists and all(len(row.items) == 3 and row.seed_id != SEEDS[3].id for row in lists)
+
+
+@pytest.mark.parametrize("kind,settings,alone", [("openai", {"orders": 0}, True), ("hf", {}, True), ("hf", {"orders": 1}, False)])
+def test_versions_are_judged_alone_where_the_config_or_the_kind_of_teacher_says_so(ranked, kind, settings, alone):
+    lists, trust, _ = ranked(chat := Chat(fair), kind, **settings)
+    assert bool(chat.alone) == alone and bool(chat.lists) == (not alone) and lists
+    assert ("flip_rate" in trust) == (not alone) and trust["orders"] == settings.get("orders", 0)
+
+
+def test_the_aspects_of_the_config_make_up_the_rank(ranked):
+    lists, _, _ = ranked(Chat(fair), aspects=["difficulty", "precision"])
+    assert all(
+        item.scores.keys() == {"precision", "difficulty"} and item.recorded.keys() == {"definition", "integrity"} for item in lists[0].items
+    )
+    for aspects, teacher, word in (
+        (["precision", "precision"], "openai", "twice"),
+        (["difficulty"], "symbolic", "difficulty"),
+        ([], "openai", "aspects"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            ranked(Chat(fair), teacher, aspects=aspects)

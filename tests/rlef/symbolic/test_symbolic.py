@@ -213,7 +213,7 @@ def test_rankings_put_sound_instructions_first():
     teacher = SymbolicTeacher()
     versions = teacher.versions(PROBLEMS[5], 7, seed=0)
     totals = {
-        problem.truth.flaw: quality.total for problem, quality in zip(versions, teacher.judge_instructions(versions, seed=0), strict=True)
+        problem.truth.flaw: quality.total() for problem, quality in zip(versions, teacher.judge_instructions(versions, seed=0), strict=True)
     }
     assert set(totals) == {None, *FLAWS} and totals[None] > max(totals[flaw] for flaw in FLAWS)
     assert len(set(totals.values())) == len(totals)
