@@ -250,6 +250,8 @@ def fingerprint(config: Config, run: RunDir, name: str, inputs: dict[str, str]) 
         out |= _section(
             teacher, "teacher", path=teacher.model if local else None, gguf=teacher.gguf_file, exclude=TEACHER_NOT_IN_FINGERPRINT
         )
+    if stage.kind == "label" and (file := config.operations_file(name)) is not None:
+        out["operations file"] = outside_digest(file)
     if stage.kind == "evolve" and stage.embedding_model is not None:
         out[f"{name}.embedding_model"] = outside_digest(resolve_path(stage.embedding_model))
     if stage.kind == "evolve" or (stage.kind == "problems" and stage.held_out_path is None):

@@ -8,12 +8,15 @@ import re
 import pytest
 
 from reward_models.records import SteppedSolution
+from rlef import pipeline
 from rlef.config import Config
 from rlef.errors import UserError
+from rlef.evolution import teachers
 from rlef.evolution.chat import ChatTeacher
 from rlef.models import load_tokenizer
-from rlef.records import Problem, problem_id
+from rlef.records import Problem, problem_id, write_jsonl
 from rlef.rollout.base import Completion
+from rlef.run_dir import RunDir
 from rlef.stages import label
 from rlef.stages.context import StageContext
 from rlef.stages.label import MONTE_CARLO, _judge, _perturb, _rank
@@ -259,3 +262,41 @@ def test_the_aspects_of_the_config_make_up_the_rank(ranked):
     ):
         with pytest.raises(ValueError, match=word):
             ranked(Chat(fair), teacher, aspects=aspects)
+
+
+class Reached(Exception):
+    pass
+
+
+def test_lists_hold_versions_by_the_users_operations_and_a_change_of_them_redoes_the_stage(tmp_path, monkeypatch):
+    def make(config, journal, operations_file):
+        raise Reached(operations_file)
+
+    monkeypatch.setattr(teachers, "make_teacher", make)
+    write_jsonl(tmp_path / "seeds.jsonl", SEEDS)
+    write_jsonl(tmp_path / "evolved.jsonl", SEEDS)
+    file = tmp_path / "my.yaml"
+    stages = {"evolve": {"kind": "evolve", "operations_file": str(file)}, "label": {"kind": "label"}}
+    teacher = {"kind": "openai", "model": "m", "base_url": "http://127.0.0.1:9"}
+    config = Config.model_validate({"model": {"random": {}}, "teacher": teacher, "stages": stages})
+    ctx = StageContext("label", config, config.stages["label"], {"problems": tmp_path, "evolved": tmp_path}, tmp_path, Tracker.null())
+    with pytest.raises(Reached, match=str(file)):
+        label.run(ctx)
+    prints = []
+    for template in ("Mine: {question}", "Mine: {question}", "Ours: {question}"):
+        file.write_text(f"math: {{up.mine: '{template}'}}")
+        prints.append(pipeline.fingerprint(config, RunDir(tmp_path / "run"), "label", {}))
+    assert prints[0] == prints[1] and pipeline.changed_keys(prints[0], prints[2]) == ["operations file"]
+
+
+def test_the_operations_are_those_of_the_nearest_evolve_stage_before():
+    stages = {"first": {"kind": "label"}, "evolve": {"kind": "evolve", "operations_file": "a"}, "label": {"kind": "label"}}
+    stages |= {"again": {"kind": "evolve"}, "last": {"kind": "label"}}
+    config = Config.model_validate({"model": {"random": {}}, "stages": stages})
+    assert {name: config.operations_file(name) for name in stages} == {
+        "first": None,
+        "evolve": "a",
+        "label": "a",
+        "again": None,
+        "last": None,
+    }
