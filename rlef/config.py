@@ -284,7 +284,11 @@ class LabelStage(Stage):
         "changed, judged like the others: the reward model has to read the values, not guess from the problem. Not where completions label",
     )
     completions: int = Field(default=4, ge=1, description="Monte Carlo completions of a prefix")
-    batch_size: int = Field(default=256, ge=1, description="rows decoded together")
+    batch_size: int = Field(default=256, ge=1, description="rows decoded together; with a server, requests in flight")
+    server: str | None = Field(
+        default=None,
+        description="sample from a vLLM server that holds this very policy, e.g. http://localhost:8000/v1; default: in this process",
+    )
     held_out_fraction: float = Field(
         default=0.15, gt=0, lt=1, description="share of lists and problems kept for evaluating the reward models"
     )

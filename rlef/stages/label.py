@@ -31,6 +31,7 @@ from rlef.prompts import split_answer
 from rlef.records import Problem, read_jsonl, write_jsonl
 from rlef.rollout.base import Completion, Generator, SampleRequest, SamplingParams
 from rlef.rollout.hf import HFGenerator
+from rlef.rollout.served import ServedGenerator
 from rlef.stages.context import StageContext
 from rlef.symbolic import SymbolicTeacher
 
@@ -183,7 +184,10 @@ def _judge(
     tokenizer = load_tokenizer(folder)
     policy = load_policy(folder, dtype=ctx.config.model.dtype, device=pick_device(ctx.config.launch.device))
     stops = stop_ids(tokenizer, policy)
-    generator = HFGenerator(policy, int(tokenizer.pad_token_id), settings.batch_size)
+    generator: Generator = HFGenerator(policy, int(tokenizer.pad_token_id), settings.batch_size)
+    if settings.server is not None:
+        generator = ServedGenerator(settings.server, str(folder), concurrency=settings.batch_size)
+        generator.check(policy, prompt_ids(tokenizer, chosen[0].question, ctx.config.model))
     params = SamplingParams(settings.max_tokens, settings.temperature, stops)
     solutions, empty = _solutions(ctx, tokenizer, stops, chosen, _sample(ctx, generator, params, tokenizer, chosen))
     counts: dict = {"method": method, "without_steps": empty}

@@ -300,3 +300,24 @@ def test_the_operations_are_those_of_the_nearest_evolve_stage_before():
         "again": None,
         "last": None,
     }
+
+
+def test_a_server_samples_solutions_and_completions_after_its_probe(labelled, tiny_folder, monkeypatch):
+    made = []
+
+    class Served(Policy):
+        def __init__(self, url, folder, *, concurrency):
+            super().__init__(folder, lambda key: key[-1] % 3 != 0)
+            self.told, self.checked = (url, concurrency), None
+            made.append(self)
+
+        def check(self, model, prompt):
+            self.checked = self.tokenizer.decode(prompt)
+            assert not self.solved and model.config.model_type == "llama"
+
+    monkeypatch.setattr(label, "ServedGenerator", Served)
+    own, counts, solved = labelled(method="monte_carlo")
+    served, others, here = labelled(method="monte_carlo", server="http://here/v1", batch_size=7)
+    assert (served, others) == (own, counts) and here == {} and len(solved) == 120
+    (one,) = made
+    assert one.told == ("http://here/v1", 7) and one.solved == solved and any(row.question in one.checked for row in own)
