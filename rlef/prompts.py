@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rlef.answers import extract_answer
@@ -26,6 +27,11 @@ def split_answer(text: str, model: ModelSection) -> tuple[list[str], str | None]
     """Steps, the answer line included, and the extracted answer."""
     steps = [part.strip() for part in text.split(model.step_delimiter) if part.strip()]
     return steps, extract_answer(text, model.answer_marker)
+
+
+def filled(prompt: str, **parts: str) -> str:
+    """Each {name} of `parts` replaced, once: what is put in is not looked at again, and other braces stay."""
+    return re.sub(r"\{(\w+)\}", lambda match: parts.get(match[1], match[0]), prompt)
 
 
 # --------------------------------------------------------------------------------------------- the teacher
@@ -103,3 +109,14 @@ JUDGE_STEPS = (
     "Problem: {question}\n\n{steps}\n\nFirst wrong step:"
 )
 SAME_PROBLEM = "Do these two problems ask for the same thing with the same difficulty? Answer yes or no.\n\nFirst: {first}\n\nSecond: {second}\n\nAnswer:"
+METHOD_ANALYSE = (
+    "With the template below a language model makes {purpose}; {question} stands for the given {noun}. Some of its rewrites failed.\n\n"
+    "Template:\n{template}\n\nRewrites:\n\n{trials}\n"
+    "Explain in a few sentences why rewrites failed, and what the template should demand so that they would not. "
+    "Speak of every {noun} alike and quote none of them."
+)
+METHOD_REWRITE = (
+    "Below are a template with which a language model makes {purpose} ({operation}), and advice on it; {question} stands for the given {noun}. "
+    "Write a better template that follows the advice. It must still make {purpose}, hold {question} exactly once, and name no particular {noun}. "
+    "Write nothing but the template.\n\nTemplate:\n{template}\n\nAdvice: {analysis}\n\nBetter template:"
+)

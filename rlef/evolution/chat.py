@@ -47,7 +47,11 @@ class ChatTeacher:
         self.operations = {domain: tuple(known) for domain, known in self.templates.items()}
         self.name = chat.name
 
-    def _ask(
+    def with_templates(self, templates: Templates) -> ChatTeacher:
+        """The same model, asked by other templates."""
+        return ChatTeacher(self.chat, self.model, temperature=self.temperature, max_tokens=self.max_tokens, templates=templates)
+
+    def ask(
         self,
         texts: Sequence[str],
         *,
@@ -56,6 +60,7 @@ class ChatTeacher:
         max_tokens: int | None = None,
         schema: Mapping[str, Any] | None = None,
     ) -> list[str]:
+        """An answer to each text, empty where there was none."""
         answers = self.chat.complete(
             [[{"role": "user", "content": text}] for text in texts],
             temperature=self.temperature if temperature is None else temperature,
@@ -71,7 +76,7 @@ class ChatTeacher:
             for parent, operation in zip(parents, operations, strict=True)
         ]
         children: list[Problem | None] = []
-        for parent, operation, answer in zip(parents, operations, self._ask(texts, seed=seed + 1000 * round), strict=True):
+        for parent, operation, answer in zip(parents, operations, self.ask(texts, seed=seed + 1000 * round), strict=True):
             question = _PREFIX.sub("", answer).strip()
             root = parent.lineage.root if parent.lineage else parent.id
             lineage = Lineage(parent=parent.id, root=root, operation=operation, round=round, teacher=self.name)
@@ -85,7 +90,7 @@ class ChatTeacher:
     def respond(self, problems: Sequence[Problem], samples: int, *, seed: int) -> list[list[Solution]]:
         ask = prompts.RESPOND.replace("{marker}", self.model.answer_marker)
         wanted = [(problem, sample) for problem in problems for sample in range(samples)]
-        answers = self._ask([ask.replace("{question}", problem.question) for problem, _ in wanted], seed=seed)
+        answers = self.ask([ask.replace("{question}", problem.question) for problem, _ in wanted], seed=seed)
         solutions: dict[str, list[Solution]] = {problem.id: [] for problem in problems}
         for (problem, sample), text in zip(wanted, answers, strict=True):
             steps, answer = prompts.split_answer(text, self.model)
@@ -122,7 +127,7 @@ class ChatTeacher:
         if len(means) == len(prompts.JUDGE_OPENINGS):
             return [_quality([value / 9 for value in values]) for values in zip(*means, strict=True)]
         texts = [prompts.judge_instruction(problem.question) for problem in problems]
-        answers = self._ask(texts, seed=seed, temperature=0.0, max_tokens=QUALITY_TOKENS, schema=QUALITY_SCHEMA)
+        answers = self.ask(texts, seed=seed, temperature=0.0, max_tokens=QUALITY_TOKENS, schema=QUALITY_SCHEMA)
         return [parse_quality(answer) for answer in answers]
 
     def judge_list(self, problems: Sequence[Problem], orders: Sequence[Sequence[int]], *, seed: int) -> list[list[Quality | None]]:
@@ -131,7 +136,7 @@ class ChatTeacher:
         A row an order, in the order of `problems`; None where the answer does not score one.
         """
         texts = [prompts.judge_list([problems[place].question for place in order]) for order in orders]
-        answers = self._ask(
+        answers = self.ask(
             texts, seed=seed, temperature=0.0, max_tokens=QUALITY_TOKENS * (1 + len(problems)), schema=list_schema(len(problems))
         )
         rows: list[list[Quality | None]] = []
@@ -147,13 +152,13 @@ class ChatTeacher:
             )
             for problem, steps in zip(problems, solutions, strict=True)
         ]
-        answers = self._ask(texts, seed=seed, temperature=0.0, max_tokens=16)
+        answers = self.ask(texts, seed=seed, temperature=0.0, max_tokens=16)
         return [parse_first_error(answer, len(steps)) for answer, steps in zip(answers, solutions, strict=True)]
 
     def judge_same(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
         """Whether the two texts of each pair ask for the same with the same difficulty: the rule of no information gain."""
         texts = [prompts.SAME_PROBLEM.format(first=first, second=second) for first, second in pairs]
-        return [answer.lower().startswith("yes") for answer in self._ask(texts, seed=0, temperature=0.0, max_tokens=4)]
+        return [answer.lower().startswith("yes") for answer in self.ask(texts, seed=0, temperature=0.0, max_tokens=4)]
 
 
 def parse_quality(text: str) -> Quality | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+import yaml
 
 from rlef.config import read_yaml
 from rlef.errors import UserError
@@ -51,16 +53,58 @@ def _mistakes(added: Mapping[str, Any]) -> list[str]:
         elif not isinstance(operations, dict):
             wrong.append(f"{domain}: must be a mapping from operations to templates, not {operations!r}")
         else:
-            wrong += [f"{domain}.{name}: {flaw}" for name, template in operations.items() if (flaw := _flaw(str(name), template))]
+            wrong += [f"{domain}.{name}: {found}" for name, template in operations.items() if (found := flaw(str(name), template))]
     return wrong
 
 
-def _flaw(name: str, template: Any) -> str | None:
+def flaw(name: str, template: Any) -> str | None:
+    """What is wrong with a template, in words."""
     if not _OPERATION.fullmatch(name):
         return "an operation is line.name with a line of up, down, breadth, e.g. up.add_step"
     if not isinstance(template, str):
         return f"a template is text, not {template!r}"
-    return None if "{question}" in template else "{question} must stand in its template, or the teacher never sees the parent"
+    if "{question}" not in template:
+        return "{question} must stand in its template, or the teacher never sees the parent"
+    return None if template.replace("{question}", "").strip() else "beside {question} its template asks for nothing"
+
+
+def write_operations(file: Path, templates: Templates) -> None:
+    """A file for `read_operations`, templates of several lines as they read."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.dump(templates, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140), encoding="utf-8")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as blocks."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Outside double quotes the other ends of lines that YAML knows would be read as newlines.
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def operations_to_improve(
+    operations: Mapping[str, Sequence[str]], wanted: Sequence[str] | None, domains: Collection[str]
+) -> list[tuple[str, str]]:
+    """(domain, operation) of each of `wanted` (domain.line.name), or of all that make harder (up) in these domains.
+
+    Raises UserError where one is not known.
+    """
+    known = {f"{domain}.{name}": (domain, name) for domain, names in operations.items() for name in names}
+    if wanted is None:
+        return [(domain, name) for domain, name in known.values() if domain in domains and name.startswith("up.")]
+    for key in wanted:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise UserError(
+                f"operations: the teacher has no operation {key}" + (f"; did you mean `{near[0]}`?" if near else ""),
+                fix=f"known: {', '.join(sorted(known))}",
+            )
+    return [known[key] for key in dict.fromkeys(wanted)]
 
 
 def check_weights(operations: Mapping[str, Sequence[str]], weights: Mapping[str, float]) -> None:
