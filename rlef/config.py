@@ -149,6 +149,32 @@ class ProblemsStage(Stage):
     max_number: int = Field(default=12, ge=6, description="symbolic: largest quantity in a seed")
 
 
+class MethodStage(Stage):
+    """Better templates for the chat teacher's operations, found by Auto Evol-Instruct (arXiv 2406.00770)."""
+
+    kind: Literal["method"] = "method"
+    problems: str | None = Field(default=None, description="input: a problems stage or folder; its seeds are the parents")
+    operations: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="to improve, one after another, e.g. [math.up.add_step]; default: all `up` of the seeds' domains",
+    )
+    operations_file: str | None = Field(default=None, description="the method to start from, as for evolve; default: the package's")
+    steps: int = Field(default=5, ge=1, description="optimisation steps of an operation at most")
+    candidates: int = Field(default=4, ge=1, description="templates proposed a step, each by an analysis of its own")
+    batch: int = Field(default=16, ge=1, description="parents a step whose evolutions are analysed")
+    development: int = Field(default=64, ge=1, description="parents that a step's templates are compared on, three calls each; in no batch")
+    fresh: int = Field(
+        default=200,
+        ge=1,
+        description="other parents of a domain, that the first and the last method are measured on at the end; where seeds are too few, "
+        "the development parents with fresh noise",
+    )
+    patience: int = Field(default=2, ge=1, description="steps in a row without a better template after which an operation is left")
+    temperature: float = Field(default=1.0, gt=0, description="of analyses and proposals")
+    max_tokens: int = Field(default=1024, ge=1, description="of an analysis and of a proposal")
+
+
 class EvolveStage(Stage):
     kind: Literal["evolve"] = "evolve"
     problems: str | None = Field(default=None, description="input: a problems stage or folder")
@@ -157,6 +183,9 @@ class EvolveStage(Stage):
     )
     policy: str | None = Field(default=None, description="input, feedback: the stage whose answers are measured (default: nearest sft)")
     prm: str | None = Field(default=None, description="input, feedback: weighs these answers (default: nearest prm; 'none': all alike)")
+    method: str | None = Field(
+        default=None, description="input: a method stage, or a folder with operations.yaml (default: nearest earlier method; none: without)"
+    )
     rounds: int = Field(default=3, ge=1)
     choose: Literal["weights", "feedback"] = Field(
         default="weights",
@@ -423,6 +452,7 @@ class ReportStage(Stage):
 
 AnyStage = Annotated[
     ProblemsStage
+    | MethodStage
     | EvolveStage
     | RespondStage
     | SftStage
@@ -441,7 +471,7 @@ AnyStage = Annotated[
 STAGE_TYPES: dict[str, type[Stage]] = {
     stage.model_fields["kind"].default: stage
     for stage in (
-        ProblemsStage, EvolveStage, RespondStage, SftStage, LabelStage, IrmStage,
+        ProblemsStage, MethodStage, EvolveStage, RespondStage, SftStage, LabelStage, IrmStage,
         PrmStage, PpoStage, DpoStage, RftStage, EvaluateStage, ReportStage,
     )
 }  # fmt: skip
@@ -494,6 +524,17 @@ class Config(Section):
                 for key, (low, high) in (("seed_depths", stage.seed_depths), ("held_out_depths", stage.held_out_depths)):
                     if not 1 <= low <= high:
                         wrong.append(f"stages.{name}.{key}: [{low}, {high}] must be [fewest, most] with 1 <= fewest <= most")
+            if stage.kind == "method" and self.teacher.kind == "symbolic":
+                wrong.append(
+                    f"stages.{name}: the symbolic teacher has no templates to improve; set teacher.kind to hf or openai, or leave it out"
+                )
+            if stage.kind == "evolve" and stage.operations_file is not None and stage.method != "none":
+                earlier = list(self.stages)[: list(self.stages).index(name)]
+                if found := stage.method or next((one for one in reversed(earlier) if self.stages[one].kind == "method"), None):
+                    wrong.append(
+                        f"stages.{name}.operations_file: its operations come from {found}; move the file to that stage's operations_file, "
+                        f"from which it starts, or set stages.{name}.method to none"
+                    )
             if stage.kind == "evolve":
                 unknown = [key for key in stage.weights if key.split(".")[0] not in ("up", "down", "breadth")]
                 if unknown:
@@ -737,10 +778,10 @@ def _check_files(config: Config, path: Path) -> None:
         if stage.kind == "problems":
             file(f"stages.{name}.path", stage.path if stage.source == "jsonl" else None)
             file(f"stages.{name}.held_out_path", stage.held_out_path)
-        if stage.kind == "evolve":
+        if isinstance(stage, EvolveStage | MethodStage):
             file(f"stages.{name}.operations_file", stage.operations_file)
-            if stage.embedding_model is not None:
-                model(f"stages.{name}.embedding_model", stage.embedding_model, None)
+        if stage.kind == "evolve" and stage.embedding_model is not None:
+            model(f"stages.{name}.embedding_model", stage.embedding_model, None)
         if stage.kind == "evaluate":
             file(f"stages.{name}.path", stage.path)
     if wrong:

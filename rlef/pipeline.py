@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from rlef import launch
-from rlef.config import AnyStage, Config, RewardSettings, Section, resolve_path
+from rlef.config import AnyStage, Config, EvolveStage, MethodStage, RewardSettings, Section, resolve_path
 from rlef.errors import UserError, raise_all
-from rlef.evolution.operations import check_weights, operations_of
+from rlef.evolution.operations import check_weights, operations_of, operations_to_improve
 from rlef.run_dir import RunDir, digest, outside_digest, write_json
 from rlef.sources import read_problems, with_answers
 from rlef.statistics import in_points
@@ -45,9 +45,10 @@ class Kind:
 
 REGISTRY: dict[str, Kind] = {
     "problems": Kind("rlef.stages.problems:run", {}),
+    "method": Kind("rlef.stages.method:run", {"problems": ("problems",)}, uses_teacher=True),
     "evolve": Kind(
         "rlef.stages.evolve:run",
-        {"problems": ("problems",), "pool?": ("evolve",), "policy?": ("sft",), "prm?": ("prm",)},
+        {"problems": ("problems",), "method?": ("method",), "pool?": ("evolve",), "policy?": ("sft",), "prm?": ("prm",)},
         uses_teacher=True,
     ),
     "respond": Kind("rlef.stages.respond:run", {"prompts": ("evolve",), "problems?": ("problems",)}, uses_teacher=True),
@@ -72,6 +73,7 @@ REGISTRY: dict[str, Kind] = {
             "prm": ("prm",),
             "evolve?": ("evolve",),
             "problems?": ("problems",),
+            "method?": ("method",),
         },
         distributed=True,
     ),
@@ -163,7 +165,7 @@ def _unread(stage: AnyStage) -> tuple[str, ...]:
     if stage.kind == "evolve" and stage.choose == "weights":
         return ("policy", "prm")
     if stage.kind == "ppo" and stage.fresh_every is None:
-        return ("evolve", "problems")
+        return ("evolve", "problems", "method")
     return ()
 
 
@@ -205,9 +207,13 @@ def check_data(config: Config) -> None:
     if any(stage.kind == "evaluate" and stage.path is None for stage in config.stages.values()):
         graded |= {f"{name}.held_out_path" for name in config.stages}
     for name, stage in config.stages.items():
-        if stage.kind == "evolve":
+        if isinstance(stage, EvolveStage | MethodStage):
             try:
-                check_weights(operations_of(config.teacher.kind, stage.operations_file), stage.weights)
+                operations = operations_of(config.teacher.kind, _operations_file(config, name, stage))
+                if isinstance(stage, EvolveStage):
+                    check_weights(operations, stage.weights)
+                else:
+                    operations_to_improve(operations, stage.operations, ())
             except UserError as error:
                 wrong.append(UserError(f"stages.{name}: {error.problem}", error.fix))
         files: dict[str, tuple[str, int, bool]] = {}
@@ -226,6 +232,15 @@ def check_data(config: Config) -> None:
             except UserError as error:
                 wrong.append(UserError(f"stages.{name}.{key}: {error.problem}", error.fix))
     raise_all(wrong)
+
+
+def _operations_file(config: Config, name: str, stage: EvolveStage | MethodStage) -> str | Path | None:
+    """The file that names the stage's operations; what a method stage makes has those of the file that it starts from."""
+    method = resolve_inputs(config, name).get("method")
+    maker = config.stages.get(method or "")
+    if isinstance(maker, MethodStage):
+        return maker.operations_file
+    return Path(method) / "operations.yaml" if method else stage.operations_file
 
 
 def fingerprint(config: Config, run: RunDir, name: str, inputs: dict[str, str]) -> dict[str, str]:

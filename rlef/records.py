@@ -84,6 +84,25 @@ class Contamination(Record):
     dropped: bool  # False: reported alone
 
 
+class MethodCandidate(Record):
+    """A template that the optimiser wrote for one operation, how it did on the development parents, and whether it took the place."""
+
+    operation: str  # domain.line.name
+    step: int  # of that operation, from 1
+    number: int | None = None  # of its file versions/<number>.yaml; None: not a method, see `reason`
+    parent: int  # number of the version it should improve
+    analysis: str  # why evolutions failed, in the optimiser's words
+    template: str
+    kept: bool
+    reason: str | None = None  # why not: not_a_template, repeats, copies_example, not_better, another_was_better
+    n: int | None = None  # development parents, the same with the same seeds for all of a step; None: not measured
+    failures: dict[str, int] = {}  # by rule
+    failure_rate: float | None = None
+    ci95: tuple[float, float] | None = None
+    incumbent_rate: float | None = None  # of `parent` on the same
+    difference: dict[str, Any] | None = None  # failure rate minus the incumbent's over the same parents: mean, ci95
+
+
 class Solution(Record):
     """A stepped answer to a problem, by a teacher or a policy."""
 

@@ -188,6 +188,11 @@ def _summary(
     sentences = [f"{done} of {total} stages are done, in {seconds / 60:.1f} minutes."]
     for name, kind in kinds.items():
         result = manifests[name].get("result", {})
+        if kind == "method" and result:
+            rates = (
+                f"{result['failure_rate_before']:.0%} failed by the first method and {result['failure_rate_after']:.0%} by the one found"
+            )
+            sentences.append(f"Of evolutions that the search for a method had not seen, {rates}.")
         if kind == "evolve" and result:
             flawed = result.get("flawed")
             aside = f"; {flawed:.0%} of the kept ones are flawed, which only the symbolic teacher knows" if flawed else ""

@@ -16,10 +16,11 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 
 
 def make_run(folder):
-    stages = {name: {"kind": name} for name in ("problems", "evolve", "irm", "prm", "ppo", "evaluate", "report")}
+    stages = {name: {"kind": name} for name in ("problems", "method", "evolve", "irm", "prm", "ppo", "evaluate", "report")}
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump({"stages": stages}))
     results = {
+        "method": {"failure_rate_before": 0.8, "failure_rate_after": 0.25, "before": {"failures": {"refusal": 4}}},
         "evolve": {"made": 4, "kept": 2, "eliminated": {"refusal": 1}, "operations": {"up.add_step": 2}, "flawed": 0.5},
         "irm": {"pair_accuracy": 0.9, "by_flaw": {HOSTILE: 0.8}},
         "prm": {"step_auroc": None, "by_depth": {"1": 0.9, "2": None}},
@@ -58,7 +59,20 @@ def make_run(folder):
 
 def test_the_page_is_whole_and_harmless(tmp_path):
     page = write_report(make_run(tmp_path / "run")).read_text()
-    for word in ("seed", "up.add_step", "refusal", "70.0%", "above sft", "majority@8", "r_I 0.50", "polyline", "flawed", "depth 1", "3 s"):
+    for word in (
+        "seed",
+        "up.add_step",
+        "refusal",
+        "70.0%",
+        "above sft",
+        "majority@8",
+        "r_I 0.50",
+        "polyline",
+        "flawed",
+        "depth 1",
+        "3 s",
+        "80% failed by",
+    ):
         assert word in page, word
     assert "<script" not in page and "<img" not in page and "&lt;script&gt;" in page
     assert "http://" not in page and "https://" not in page and "src=" not in page.replace("&lt;img src=x", "")
