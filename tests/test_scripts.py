@@ -114,3 +114,19 @@ def test_label_agreement_of_a_simulated_completer_is_what_chance_says():
     assert chance["all", 16]["monte_carlo"] > 0.99
     lucky = found(1.0, 8, luck=1.0)["wrong answer", 4]  # all beginnings reach the answer: the error seems to be the last step, always
     assert lucky["monte_carlo"] == lucky["bisection"] == pytest.approx(1 / 8, abs=0.01)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_simulated_search_lowers_what_really_fails_on_problems_it_never_saw(monkeypatch, capsys, seed):
+    search = script("auto_evolve")
+    monkeypatch.setattr(sys, "argv", ["auto_evolve.py", "--simulated", "--seed", str(seed)])
+    assert search.main() == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["fresh_parents"] and found["before"]["ci95"][0] > 0.7 and found["after"]["ci95"][1] < 0.5
+    truth = found["truth"]
+    assert truth["before"]["failure_rate"] > 0.8 and truth["after"]["failure_rate"] < 0.4
+    assert {"copies_example", "not_a_template", "not_better"} <= found["not_kept"].keys()
+    monkeypatch.setattr(sys, "argv", ["auto_evolve.py", "c.yaml", "--simulated"])
+    with pytest.raises(SystemExit) as end:
+        search.main()
+    assert end.value.code == 2
