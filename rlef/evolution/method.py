@@ -89,10 +89,15 @@ def failed_child(parent: Problem, child: str, operation: str, template: str) -> 
         return "no_answer"
     rule = eliminated_by(parent.question, child, require_question=parent.domain == "math", template=template)
     if rule is None and operation.startswith("up."):
-        said = set(plain(parent.question)) - STOP_WORDS
-        if said and len(said & set(plain(child))) < KEPT_SHARE * len(said):
+        said = _meaning(parent.question)
+        if len(said & _meaning(child)) < KEPT_SHARE * len(said):
             return "lost_information"
     return rule
+
+
+def _meaning(text: str) -> set[str]:
+    """Its words with a meaning and its numbers; single letters in scripts that may not part words, where a clause would be one word."""
+    return {part for token in plain(text) for part in (token if token[0] >= "\u0e00" else (token,))} - STOP_WORDS
 
 
 def failed_response(response: str) -> str | None:

@@ -54,6 +54,12 @@ def test_an_evolution_fails_by_its_text(child, operation, rule):
     assert failed_child(problem(PARENT), child, operation, TEMPLATE) == rule
 
 
+def test_loss_is_told_in_scripts_that_do_not_part_words():
+    parent = problem("安有三个苹果，本有四支笔。他们一共有多少东西？")
+    assert failed_child(parent, "安有三个苹果又买了两个，本有四支笔。他们现在一共有多少东西？", "up.add_step", TEMPLATE) is None
+    assert failed_child(parent, "火车每小时行九十公里，中午到哪里？", "up.add_step", TEMPLATE) == "lost_information"
+
+
 def test_only_math_has_to_ask():
     assert failed_child(problem("Tell of apples.", domain="general"), "Tell of apples and pears.", "up.deepen", TEMPLATE) is None
 
