@@ -59,7 +59,7 @@ REGISTRY: dict[str, Kind] = {
     ),
     "label": Kind(
         "rlef.stages.label:run",
-        {"policy": ("sft",), "problems": ("problems",), "evolved?": ("evolve",), "prompts?": ("respond",)},
+        {"policy": ("sft",), "problems": ("problems",), "evolved?": ("evolve",), "prompts?": ("respond",), "templates?": ("method",)},
         uses_teacher=True,
     ),
     "irm": Kind("rlef.stages.train_rewards:run_irm", {"labels": ("label",), "init": ("sft",)}, distributed=True),

@@ -25,5 +25,11 @@ class StageContext:
     journal: Path | None = None  # the run's journal of an endpoint's calls; None: kept in memory
 
     @property
+    def operations_file(self) -> str | None:
+        """What a chat teacher is asked beside the package's operations: what a method stage found, else the file that the config names."""
+        found = self.inputs.get("method") or self.inputs.get("templates")
+        return str(found / "operations.yaml") if found is not None else self.config.operations_file(self.name)
+
+    @property
     def seed(self) -> int:
         return self.config.run.seed

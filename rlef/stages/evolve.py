@@ -28,8 +28,7 @@ OUTSIDE = "outside_band"
 
 def run(ctx: StageContext) -> dict:
     """Writes evolved.jsonl (with lineage), eliminated.jsonl (each with its rule) and contamination.jsonl (beside the test it repeats)."""
-    found = ctx.inputs.get("method")
-    with teaching(ctx.config, ctx.journal, str(found / "operations.yaml") if found else ctx.settings.operations_file) as teacher:
+    with teaching(ctx.config, ctx.journal, ctx.operations_file) as teacher:
         return _evolve(ctx, teacher) | account(teacher)
 
 

@@ -110,7 +110,7 @@ class FreshRounds:
             "config": ctx.config.model_copy(update={"stages": stages}).model_dump(mode="json"),
             "stage": ctx.inputs["evolve"].name,
             "folder": str(folder),
-            "inputs": {"problems": str(ctx.inputs["problems"]), "pool": str(folder / "pool")},
+            "inputs": {key: str(ctx.inputs[key]) for key in ("problems", "method") if key in ctx.inputs} | {"pool": str(folder / "pool")},
             "function": "rlef.stages.evolve:run",
             "tracked": False,
         }

@@ -57,7 +57,7 @@ def run(ctx: StageContext) -> dict:
     seeds = list(read_jsonl(ctx.inputs["problems"] / "seeds.jsonl", Problem))
     evolved = list(read_jsonl(ctx.inputs["evolved"] / "evolved.jsonl", Problem)) if "evolved" in ctx.inputs else []
     unsolved = list(read_jsonl(ctx.inputs["prompts"] / "prompts.jsonl", Problem)) if "prompts" in ctx.inputs else evolved
-    with teaching(ctx.config, ctx.journal, ctx.config.operations_file(ctx.name)) as teacher:
+    with teaching(ctx.config, ctx.journal, ctx.operations_file) as teacher:
         lists, ranking = _rank(ctx, teacher, seeds + evolved)
         steps, counts = _judge(ctx, teacher, seeds, unsolved or seeds)
         spent = account(teacher)

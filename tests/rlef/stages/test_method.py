@@ -196,3 +196,30 @@ def test_evolve_takes_the_nearest_method_or_none_and_is_redone_with_it(write, ca
     without = load_config(write(evolve={"operations_file": "mine.yaml"}))
     prints = [fingerprint(one, RunDir("runs/run"), "evolve", resolve_all(one)["evolve"]) for one in (alone, without)]
     assert prints[0] == prints[1] and not any("method" in key for key in prints[0])
+
+
+def test_whoever_evolves_after_it_asks_by_its_templates(tmp_path):
+    (tmp_path / "my.yaml").write_text("general: {up.mine: 'Mine: {question}'}")
+    stages = {
+        "problems": {},
+        "method": {},
+        "evolve": {},
+        "respond": {},
+        "sft": {},
+        "label": {},
+        "irm": {},
+        "prm": {},
+        "ppo": {"fresh_every": 5},
+    }
+    data = {name: {"kind": name, **settings} for name, settings in stages.items()}
+    teacher = {"kind": "openai", "model": "m", "base_url": "http://127.0.0.1:9"}
+    config = Config.model_validate({"model": {"random": {}}, "teacher": teacher, "stages": data})
+    inputs = resolve_all(config)
+    assert (inputs["evolve"]["method"], inputs["label"]["templates"], inputs["ppo"]["method"]) == ("method",) * 3
+    for stage, key in (("evolve", "method"), ("label", "templates")):
+        found = StageContext(stage, config, config.stages[stage], {key: tmp_path}, tmp_path, Tracker.null())
+        assert found.operations_file == str(tmp_path / "operations.yaml")
+    data["evolve"] |= {"method": "none", "operations_file": str(tmp_path / "my.yaml")}
+    config = Config.model_validate({"model": {"random": {}}, "teacher": teacher, "stages": data})
+    alone = StageContext("label", config, config.stages["label"], {}, tmp_path, Tracker.null())
+    assert alone.operations_file == str(tmp_path / "my.yaml")
