@@ -28,6 +28,7 @@ from typing import Any
 
 from rlef import pipeline, prompts
 from rlef.config import Config, load_config
+from rlef.errors import UserError
 from rlef.evolution.chat import ChatTeacher
 from rlef.evolution.method import FAILURES, failure_rate, try_out
 from rlef.evolution.operations import Templates, read_operations
@@ -179,7 +180,7 @@ def real(file: str, overrides: Sequence[str]) -> dict[str, Any]:
     config = load_config(file, overrides)
     name = next((name for name, stage in config.stages.items() if stage.kind == "method"), None)
     if name is None:
-        raise SystemExit(f"error: {file} has no stage of kind method")
+        raise UserError(f"{file}: no stage of kind method", fix="add one after the problems stage")
     for one in [*pipeline.resolve_inputs(config, name).values(), name]:
         if one in config.stages:
             run = pipeline.run(config, only=one)
@@ -197,7 +198,10 @@ def main() -> int:
     options = parser.parse_args()
     if options.simulated and options.config is not None:
         parser.error("--simulated takes no config")
-    found = real(options.config, options.overrides) if options.config is not None else simulated(options.seed)
+    try:
+        found = real(options.config, options.overrides) if options.config is not None else simulated(options.seed)
+    except UserError as error:
+        parser.error(str(error))
     for name in ("before", "after"):
         for title, row in ((f"{name}, by the rules", found[name]), (f"{name}, in truth", found.get("truth", {}).get(name))):
             if row is not None:

@@ -126,7 +126,9 @@ def test_a_simulated_search_lowers_what_really_fails_on_problems_it_never_saw(mo
     truth = found["truth"]
     assert truth["before"]["failure_rate"] > 0.8 and truth["after"]["failure_rate"] < 0.4
     assert {"copies_example", "not_a_template", "not_better"} <= found["not_kept"].keys()
-    monkeypatch.setattr(sys, "argv", ["auto_evolve.py", "c.yaml", "--simulated"])
-    with pytest.raises(SystemExit) as end:
-        search.main()
-    assert end.value.code == 2
+    quickstart = str(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
+    for words, told in ((["c.yaml", "--simulated"], "takes no config"), ([quickstart], "no stage of kind method")):
+        monkeypatch.setattr(sys, "argv", ["auto_evolve.py", *words])
+        with pytest.raises(SystemExit) as end:
+            search.main()
+        assert end.value.code == 2 and told in capsys.readouterr().err
