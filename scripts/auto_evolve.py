@@ -6,8 +6,8 @@
 The simulation is of the search, not of language models: it shows that the stage finds, compares and keeps what is better where better
 templates exist and some proposals are good. The evolver changes symbolic problems, whose programs are known; it fails in five ways, each in
 35 % of evolutions where the template does not ask for the one sentence that prevents it, and in 3 % where it does. The optimiser names a
-failure that it was shown (one in five times another), and then writes that sentence in, or spoils the template: drops a sentence, forgets
-{question}, copies an example, changes nothing. The search starts from a template that asks for nothing. Both rates are then measured on 200
+failure that it was shown (one in five times another), and then writes that sentence in, or spoils the template: drops a sentence, writes
+nothing, copies an example, changes nothing. The search starts from a template that asks for nothing. Both rates are then measured on 200
 problems that the stage never saw, against the truth as well as by the stage's rules. The judge and the answerer tell the truth here, so the
 rules can only be wrong in how they read them; real ones err.
 
@@ -130,13 +130,13 @@ def _rewritten(text: str, rng: random.Random) -> str:
     sentence = next(sentence for sentence, _ in SENTENCES.values() if sentence in advice)
     if quoted := re.search(r'Not like "(.*)"', advice):
         return f"{head} For example: {quoted[1]}\n\n{{question}}"
-    kind = rng.choices(("add", "drop", "forget", "same"), weights=(5, 2, 1, 2))[0]
+    kind = rng.choices(("add", "drop", "empty", "same"), weights=(5, 2, 1, 2))[0]
     if kind == "add" and sentence not in head:
         return f"Template: {head} {sentence}\n\n{{question}}"
     if kind == "drop":
         present = [one for one, _ in SENTENCES.values() if one in head]
         return head.replace(f" {rng.choice(present)}" if present else "Rewrite", "") + "\n\n{question}"
-    return f"{head} {sentence}" if kind == "forget" else template
+    return "" if kind == "empty" else template
 
 
 def simulated(seed: int) -> dict[str, Any]:

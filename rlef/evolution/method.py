@@ -191,9 +191,11 @@ def trajectory(trials: Sequence[Trial]) -> str:
 
 
 def parse_template(answer: str) -> str:
-    """The template in an optimiser's answer: what is fenced, else all of it, without a heading."""
+    """The template in an optimiser's answer: what is fenced, else all of it, without a heading. Small models forget where the given text
+    goes: it then goes to the end."""
     fenced = _FENCED.search(answer)
-    return _HEADING.sub("", fenced[1] if fenced else answer).strip()
+    template = _HEADING.sub("", fenced[1] if fenced else answer).strip()
+    return f"{template}\n\n{{question}}" if template and "{question}" not in template else template
 
 
 def no_method(operation: str, template: str, *, known: Sequence[str], trials: Sequence[Trial]) -> str | None:

@@ -135,6 +135,7 @@ def test_what_fails_early_is_neither_judged_nor_answered():
         ("Here it is:\n```\nMake it harder.\n\n{question}\n```\nGood luck!", "Make it harder.\n\n{question}"),
         ("Template: {question}", "{question}"),
         ("Use this template of mine. {question}", "Use this template of mine. {question}"),
+        ("Make it harder.", "Make it harder.\n\n{question}"),
         ("", ""),
     ],
 )

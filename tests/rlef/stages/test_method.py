@@ -68,7 +68,7 @@ GOOD = "Change this and end with a question. {question}"
 
 
 def test_the_better_template_takes_the_place_and_all_versions_stay(tmp_path):
-    chat = Chat(["Mend this. {question}", "No placeholder.", GOOD, "Change this. Like so: " + SEEDS[0] + SEEDS[1] + " {question}"])
+    chat = Chat(["Mend this. {question}", "{question}", GOOD, "Change this. Like so: " + SEEDS[0] + SEEDS[1] + " {question}"])
     chat.proposals[3:] = []  # one step: after it nothing fails, and nothing is proposed
     result, history = run(tmp_path, chat)
     assert (result["failure_rate_before"], result["failure_rate_after"]) == (1.0, 0.0) and result["fresh_parents"]
@@ -76,7 +76,7 @@ def test_the_better_template_takes_the_place_and_all_versions_stay(tmp_path):
     assert (result["steps"], result["candidates"], result["kept"], result["best"]) == (3, 3, 1, 2)
     assert result["not_kept"] == {"not_a_template": 1, "not_better": 1}
     rows = {row.template: row for row in history}
-    assert rows["No placeholder."].number is None and rows["No placeholder."].n is None
+    assert rows["{question}"].number is None and rows["{question}"].n is None
     assert rows[GOOD].model_dump(include={"operation", "step", "number", "parent", "analysis", "kept", "n", "failures", "failure_rate"}) == {
         "operation": "math.up.add_step", "step": 1, "number": 2, "parent": 0, "analysis": "They ask nothing.", "kept": True,
         "n": 20, "failures": {}, "failure_rate": 0.0,
