@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -57,6 +57,9 @@ class SteppedSolution(BaseModel):
     answer: str | None = Field(default=None, description="canonical answer, for weighted votes")
     correct: bool | None = Field(default=None, description="whether that answer is right, where known")
     split: Literal["train", "held_out"] | None = None
+    extra: dict[str, Any] | None = Field(
+        default=None, description="other columns of the file that it was imported from; nothing reads them"
+    )
 
     @model_validator(mode="after")
     def _one_label_a_step(self) -> SteppedSolution:

@@ -62,6 +62,7 @@ class Problem(Record):
     lineage: Lineage | None = None  # None for a seed
     pass_rate: float | None = None  # 0..1, how far a policy solves it (rlef.rl.difficulty), where that was measured
     truth: Truth | None = None
+    extra: dict[str, Any] | None = None  # other columns of the file that it was imported from; no stage reads them
 
 
 class Eliminated(Record):
@@ -115,6 +116,7 @@ class Solution(Record):
     sample: int = 0
     temperature: float | None = None
     agreement: float | None = None  # share of the samples with this answer, for self-consistency
+    extra: dict[str, Any] | None = None  # as a Problem's
 
 
 class PassRate(Record):
@@ -155,6 +157,13 @@ class BadRow(BaseModel):
 
     line: int  # 1-based
     error: str
+
+
+class SetAside(BadRow):
+    """The same with the line itself, so that it can be mended and read again."""
+
+    file: str
+    text: str
 
 
 class Rows(list[R], Generic[R]):

@@ -38,6 +38,12 @@ def with_answers(problems: list[Problem], source: str) -> list[Problem]:
 
 def load_problems(name: str, *, subset: str | None, split: str, limit: int | None = None) -> tuple[list[Problem], list[BadRow]]:
     """Problems of a `datasets` data set: a hub id or a local folder."""
+    rows = dataset_rows(name, subset=subset, split=split)
+    return _collect(enumerate(rows, 1), f"{name}/{split}", limit)
+
+
+def dataset_rows(name: str, *, subset: str | None, split: str) -> Iterator[dict[str, Any]]:
+    """Rows of a `datasets` data set one by one: a hub id or a local folder. Raises UserError where it cannot be loaded."""
     from datasets import load_dataset, load_from_disk
 
     try:
@@ -51,7 +57,7 @@ def load_problems(name: str, *, subset: str | None, split: str, limit: int | Non
             f"data set {name} (split {split}): {type(error).__name__}: {error}",
             fix="check the id, subset and split, or give a local folder",
         ) from None
-    return _collect(((number, dict(row)) for number, row in enumerate(rows, 1)), f"{name}/{split}", limit)
+    return map(dict, rows)
 
 
 def _parsed(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -101,6 +107,7 @@ def as_problem(row: dict[str, Any], source: str) -> Problem:
     if isinstance(row.get("input"), str) and row["input"].strip():
         question = f"{question}\n{row['input']}"
     written = next((row[key] for key in ("solution", "answer", "output", "response") if isinstance(row.get(key), str)), None)
+    listed = row.get("solution")  # as in our own files
     given = row.get("answer")
     number = isinstance(given, int | float) and not isinstance(given, bool)
     answer = given if number or (isinstance(given, str) and "solution" in row) else None
@@ -113,6 +120,8 @@ def as_problem(row: dict[str, Any], source: str) -> Problem:
         # The bare answer, without a solution. A short reply to an instruction is prose, unless it is a number.
         if answer is None and len(written) <= 40 and ("instruction" not in row or as_number(written) is not None):
             answer, steps = written, None
+    if isinstance(listed, list) and all(isinstance(step, str) for step in listed):
+        steps = tuple(listed)
     math = answer is not None
     return Problem(
         id=problem_id(question),

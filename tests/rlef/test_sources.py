@@ -57,6 +57,13 @@ def test_numbers_are_answers_and_short_replies_to_instructions_are_not(tmp_path)
     assert [row.domain for row in rows] == ["math", "general", "math", "general"] and rows[1].solution == ("No",)
 
 
+def test_rows_of_our_own_keep_their_steps(tmp_path):
+    rows, _ = read(
+        tmp_path, {"question": "2+3?", "solution": ["2+3=5", "so 5"], "answer": "5"}, {"question": "Sort.", "solution": ["a\n b"]}
+    )
+    assert [(row.solution, row.answer, row.domain) for row in rows] == [(("2+3=5", "so 5"), "5", "math"), (("a\n b",), None, "general")]
+
+
 def test_a_row_may_name_its_domain(tmp_path):
     rows, _ = read(tmp_path, {"question": "Sort.", "domain": "code"}, {"question": "2+2?", "answer": 4, "domain": "biology"})
     assert [row.domain for row in rows] == ["code", "math"]
