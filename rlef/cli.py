@@ -1,4 +1,4 @@
-"""`rlef run|check|report|doctor|STAGE`: parses, prints one message for a user's mistake, imports nothing heavy before it must."""
+"""`rlef run|check|report|doctor|convert|STAGE`: parses, prints one message for a user's mistake, imports nothing heavy before it must."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from rlef import __version__
 from rlef.errors import Stopped, UserError
 
 STAGES = ("problems", "method", "evolve", "respond", "sft", "label", "irm", "prm", "ppo", "dpo", "rft", "evaluate", "report")
+FORMATS = (
+    "steps", "math_shepherd", "prm800k", "processbench", "trl_stepwise", "problems", "solved", "alpaca", "sharegpt", "messages",
+    "preference", "ultrafeedback_pairs", "ultrafeedback",
+)  # fmt: skip
+READ_ALONE = ("prm800k", "ultrafeedback")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: rlef run configs/quickstart.yaml ppo.iterations=20; a stage alone: rlef sft configs/quickstart.yaml",
     )
     main.add_argument("--version", action="version", version=f"rlef {__version__}")
-    commands = main.add_subparsers(dest="command", required=True, metavar="{run,check,report,doctor,STAGE}")
+    commands = main.add_subparsers(dest="command", required=True, metavar="{run,check,report,doctor,convert,STAGE}")
     run = commands.add_parser(
         "run", help="run all stages that are not done", epilog="example: rlef run configs/quickstart.yaml run.seed=1 run.dir=runs/seed_1"
     )
@@ -35,6 +40,19 @@ def parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="validate a config, show stages, cache and memory; loads no model")
     _config_arguments(check)
     commands.add_parser("doctor", help="show versions, cores, memory, GPUs")
+    convert = commands.add_parser(
+        "convert",
+        help="turn label and data files of other projects into ours, and back",
+        epilog="example: rlef convert prm800k.jsonl steps.jsonl --to steps; python -m reward_models train prm --labels steps.jsonl ...",
+    )
+    convert.add_argument("source", metavar="SOURCE", help="JSONL file, or folder or hub id of a data set")
+    convert.add_argument("target", metavar="TARGET", help="JSONL file; rows that cannot go stand beside it in *.bad.jsonl")
+    convert.add_argument("--to", required=True, metavar="FORMAT", help=f"one of {', '.join(FORMATS)} (read alone: {', '.join(READ_ALONE)})")
+    convert.add_argument("--from", dest="of", metavar="FORMAT", help="the source's format; without it the first rows tell")
+    convert.add_argument("--split", default="train", help="of a data set (default: train)")
+    convert.add_argument("--subset", help="of a data set")
+    convert.add_argument("--limit", type=_above_zero, metavar="N", help="read the first N rows alone")
+    convert.add_argument("--force", action="store_true", help="replace TARGET")
     for stage in STAGES:
         one = commands.add_parser(
             stage, help=f"run the stage {stage} alone" if stage != "report" else "write report.html of a run directory"
@@ -47,6 +65,13 @@ def parser() -> argparse.ArgumentParser:
 def _config_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", help="YAML file")
     command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="e.g. ppo.iterations=20")
+
+
+def _above_zero(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,12 +99,12 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Options and overrides may stand in any order; a stage's own name is a command as its kind is (`rlef sft_2 CONFIG`)."""
     main = parser()
-    if len(arguments) > 1 and not arguments[0].startswith("-") and arguments[0] not in ("run", "check", "doctor", *STAGES):
+    if len(arguments) > 1 and not arguments[0].startswith("-") and arguments[0] not in ("run", "check", "doctor", "convert", *STAGES):
         arguments = ["run", *arguments[1:], "--only", arguments[0]]
     options, rest = main.parse_known_args(arguments)
     # argparse closes a list of arguments at the first option after it.
     unknown = [word for word in rest if word.startswith("-") or "=" not in word]
-    if unknown or (rest and options.command == "doctor"):
+    if unknown or (rest and options.command in ("doctor", "convert")):
         main.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
     if rest:
         options.overrides += rest
@@ -89,6 +114,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "doctor":
         return doctor()
+    if options.command == "convert":
+        return convert(options)
     if options.command == "report" and not Path(options.config).exists():
         raise UserError(f"{options.config}: no such run directory", fix="give a run directory, e.g. runs/quickstart")
     if options.command == "report" and Path(options.config).is_dir():
@@ -147,6 +174,24 @@ def check(config: Any) -> int:
         print(f"  {name:12} {state:24} {shown if stage.kind != 'report' else 'the whole run'}")
     for line in memory:
         print(line)
+    return 0
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Says what was read as what, and how many rows could not go."""
+    from rlef.convert import convert as stream
+    from rlef.convert import side_file
+
+    how = {name: getattr(options, name) for name in ("to", "of", "subset", "split", "limit", "force")}
+    try:
+        done = stream(options.source, options.target, **how)
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}", fix="check SOURCE and TARGET") from None
+    read_as = f"{done.source.name}{', as its first rows look' if done.recognised else ''}"
+    print(f"{options.source}: {done.rows:,} rows ({read_as})\n{options.target}: {done.written:,} rows ({options.to})")
+    if done.first is not None:
+        first = f"{done.first.file}, line {done.first.line}: {done.first.error}"
+        print(f"{side_file(Path(options.target))}: {done.aside:,} rows set aside; the first is {first}")
     return 0
 
 

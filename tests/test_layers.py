@@ -19,6 +19,8 @@ LAYERS = [
         "answers",
         "prompts",
         "sources",
+        "formats",
+        "convert",
         "statistics",
         "charts",
         "children",
