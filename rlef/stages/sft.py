@@ -73,7 +73,9 @@ def training_texts(ctx: StageContext, settings: SftStage) -> list[tuple[str, str
                 raise UserError(f"stages.{ctx.name}.data: evolved, but no respond stage comes before", fix="add one, or set data: seeds")
         else:
             for solution in read_jsonl(ctx.inputs["responses"] / "solved.jsonl", Solution, may_be_empty=True):
-                texts.append((solution.question, answer_text(solution.steps, str(solution.answer), model)))
+                known = solution.answer is not None  # imported prose has none
+                answer = answer_text(solution.steps, str(solution.answer), model) if known else model.step_delimiter.join(solution.steps)
+                texts.append((solution.question, answer))
     if len(texts) < 2:
         raise UserError(f"{ctx.name}: {len(texts)} solved problems to train on", fix="give seeds with solutions, or a respond stage")
     return texts

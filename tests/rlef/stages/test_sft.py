@@ -70,6 +70,14 @@ def test_data_is_seeds_evolved_or_both(tmp_path, inputs, data, rows):
     assert texts[-1][1] == ("7+7=14\n#### 14" if data == "seeds" else "8*2=16\n#### 16")
 
 
+def test_an_imported_answer_without_a_final_one_is_learned_as_it_is(tmp_path, inputs):
+    prose = Solution(problem_id="1", question="Sort.", steps=("def f(x):\n    return sorted(x)",), answer=None, text="", writer="imported")
+    file = inputs["responses"] / "solved.jsonl"
+    file.write_text(file.read_text() + json.dumps(prose.model_dump(mode="json")) + "\n")
+    ctx = context(tmp_path / "sft", inputs, data="evolved")
+    assert sft.training_texts(ctx, ctx.settings)[-1] == ("Sort.", "def f(x):\n    return sorted(x)")
+
+
 def test_evolved_without_responses_is_the_users_mistake(tmp_path, inputs):
     ctx = context(tmp_path / "run", {"problems": inputs["problems"]}, data="evolved")
     with pytest.raises(UserError, match="respond"):
