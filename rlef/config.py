@@ -233,7 +233,12 @@ class RespondStage(Stage):
     kind: Literal["respond"] = "respond"
     prompts: str | None = Field(default=None, description="input: an evolve stage or folder")
     count: int = Field(default=1000, ge=1, description="evolved problems that the teacher answers; the others stay prompts for RL")
-    samples: int = Field(default=4, ge=1, description="answers a problem; kept where the known answer or self-consistency agrees")
+    samples: int = Field(
+        default=4,
+        ge=1,
+        description="answers a math problem; kept where the known answer or self-consistency agrees. One of domain general or code is "
+        "asked once, and kept if its answer is whole and no refusal",
+    )
     use_answers: bool = Field(
         default=True, description="False: agreement alone decides, as where nobody knows the answers of evolved problems"
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rlef.answers import extract_answer
 from rlef.config import ModelSection
-from rlef.records import Aspect
+from rlef.records import Aspect, Domain
 
 Message = dict[str, str]
 
@@ -42,10 +42,13 @@ LEAKED_WORDS = (
     "rewritten prompt", "given prompt", "#the given", "#rewritten", "created prompt", "original problem",
 )  # fmt: skip
 
-RESPOND = (
-    "Solve the problem step by step. Write one short step a line, with its calculation. "
-    "End with a line '{marker} ' followed by the final number alone.\n\nProblem: {question}"
-)
+RESPOND: dict[Domain, str] = {
+    "math": "Solve the problem step by step. Write one short step a line, with its calculation. "
+    "End with a line '{marker} ' followed by the final number alone.\n\nProblem: {question}",
+    "general": "Do what the instruction below asks. Answer completely and correctly, and write nothing but your answer.\n\nInstruction: {question}",
+    "code": "Write a program for the task below. Give the whole program in one code block, then explain in two or three sentences how it works."
+    "\n\nTask: {question}",
+}
 # What each aspect asks, and what the lowest score, the middle and the highest mean.
 RUBRIC: dict[Aspect, tuple[str, str, str, str]] = {
     "definition": (

@@ -105,17 +105,18 @@ class MethodCandidate(Record):
 
 
 class Solution(Record):
-    """A stepped answer to a problem, by a teacher or a policy."""
+    """An answer to a problem, by a teacher or a policy: stepped for math; otherwise a text, without steps or final answer."""
 
     problem_id: str
     question: str
     steps: tuple[str, ...]  # without the final answer line
-    answer: str | None  # extracted and canonical; None: none found
+    answer: str | None = None  # extracted and canonical; None: none found, or none to be found
     text: str  # the whole answer as it was written
     writer: str  # "seed", a teacher's name, or a policy's stage
     sample: int = 0
     temperature: float | None = None
     agreement: float | None = None  # share of the samples with this answer, for self-consistency
+    finished: bool | None = None  # False: cut off at max_tokens; None: not known
     extra: dict[str, Any] | None = None  # as a Problem's
 
 

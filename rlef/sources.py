@@ -18,14 +18,17 @@ from rlef.records import BadRow, Domain, Problem, problem_id
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 
 
-def read_problems(path: str | Path, *, limit: int | None = None, skip_broken: bool = False) -> tuple[list[Problem], list[BadRow]]:
-    """Problems of a JSONL file, at most `limit`, and the rows that hold none. Raises UserError for a missing file, one without a good row
-    and, unless `skip_broken`, at the first line that is not a JSON object: a file cut in the middle should not pass for a short one."""
+def read_problems(
+    path: str | Path, *, limit: int | None = None, skip_broken: bool = False, domain: Domain | None = None
+) -> tuple[list[Problem], list[BadRow]]:
+    """Problems of a JSONL file, at most `limit`, and the rows that hold none. `domain`: of all rows. Raises UserError for a missing file,
+    one without a good row and, unless `skip_broken`, at the first line that is not a JSON object: a file cut in the middle should not pass
+    for a short one."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file", fix="check the path in the config or on the command line")
     with path.open(encoding="utf-8-sig", errors="replace") as handle:
-        return _collect(_parsed(handle), str(path), limit, skip_broken=skip_broken)
+        return _collect(_parsed(handle), str(path), limit, skip_broken=skip_broken, domain=domain)
 
 
 def with_answers(problems: list[Problem], source: str) -> list[Problem]:
@@ -36,10 +39,12 @@ def with_answers(problems: list[Problem], source: str) -> list[Problem]:
     return graded
 
 
-def load_problems(name: str, *, subset: str | None, split: str, limit: int | None = None) -> tuple[list[Problem], list[BadRow]]:
+def load_problems(
+    name: str, *, subset: str | None, split: str, limit: int | None = None, domain: Domain | None = None
+) -> tuple[list[Problem], list[BadRow]]:
     """Problems of a `datasets` data set: a hub id or a local folder."""
     rows = dataset_rows(name, subset=subset, split=split)
-    return _collect(enumerate(rows, 1), f"{name}/{split}", limit)
+    return _collect(enumerate(rows, 1), f"{name}/{split}", limit, domain=domain)
 
 
 def dataset_rows(name: str, *, subset: str | None, split: str) -> Iterator[dict[str, Any]]:
@@ -71,7 +76,12 @@ def _parsed(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def _collect(
-    rows: Iterable[tuple[int, dict[str, Any] | str]], source: str, limit: int | None, *, skip_broken: bool = True
+    rows: Iterable[tuple[int, dict[str, Any] | str]],
+    source: str,
+    limit: int | None,
+    *,
+    skip_broken: bool = True,
+    domain: Domain | None = None,
 ) -> tuple[list[Problem], list[BadRow]]:
     problems: dict[str, Problem] = {}
     bad: list[BadRow] = []
@@ -85,7 +95,7 @@ def _collect(
         try:
             if isinstance(row, str):
                 raise ValueError(row)
-            problem = as_problem(row, source)
+            problem = as_problem(row, source, domain)
             problems.setdefault(problem.id, problem)
         except ValueError as error:
             bad.append(BadRow(line=number, error=str(error)))
@@ -95,8 +105,9 @@ def _collect(
     return list(problems.values()), bad
 
 
-def as_problem(row: dict[str, Any], source: str) -> Problem:
-    """One row as a Problem. Raises ValueError that says what is missing."""
+def as_problem(row: dict[str, Any], source: str, domain: Domain | None = None) -> Problem:
+    """One row as a Problem of `domain`, else the row's own, else math with an answer and general without. What is written stays whole where
+    it is no math: code lives by its blank lines and indentation. Raises ValueError that says what is missing."""
     if isinstance(row.get("instances"), list) and row["instances"] and isinstance(row["instances"][0], dict):  # self-instruct seed tasks
         row = row | row["instances"][0]
     question = next(
@@ -122,13 +133,16 @@ def as_problem(row: dict[str, Any], source: str) -> Problem:
             answer, steps = written, None
     if isinstance(listed, list) and all(isinstance(step, str) for step in listed):
         steps = tuple(listed)
-    math = answer is not None
+    named: Domain | None = domain or (row["domain"] if row.get("domain") in get_args(Domain) else None)
+    math = named == "math" if named else answer is not None
+    if not math:
+        steps = steps if isinstance(listed, list) else (written.lstrip("\n").rstrip(),) if written is not None and written.strip() else None
     return Problem(
         id=problem_id(question),
         question=question.strip(),
-        answer=canonical(str(answer)) if math else None,
+        answer=canonical(str(answer)) if answer is not None else None,
         solution=steps or None,
         source=source,
-        domain=row["domain"] if row.get("domain") in get_args(Domain) else "math" if math else "general",
-        depth=len(steps) if steps and math else None,
+        domain=named or ("math" if math else "general"),
+        depth=len(steps) if steps and math and answer is not None else None,
     )

@@ -88,7 +88,14 @@ class ChatTeacher:
         return children
 
     def respond(self, problems: Sequence[Problem], samples: int, *, seed: int) -> list[list[Solution]]:
-        ask = prompts.RESPOND.replace("{marker}", self.model.answer_marker)
+        """Stepped answers to math; what is asked otherwise is answered once, whatever `samples` says: nothing tells its answers apart."""
+        stepped = [problem for problem in problems if problem.domain == "math"]
+        others = [problem for problem in problems if problem.domain != "math"]
+        solutions = self._solve(stepped, samples, seed) | self._reply(others, seed)
+        return [solutions[problem.id] for problem in problems]
+
+    def _solve(self, problems: Sequence[Problem], samples: int, seed: int) -> dict[str, list[Solution]]:
+        ask = prompts.RESPOND["math"].replace("{marker}", self.model.answer_marker)
         wanted = [(problem, sample) for problem in problems for sample in range(samples)]
         answers = self.ask([ask.replace("{question}", problem.question) for problem, _ in wanted], seed=seed)
         solutions: dict[str, list[Solution]] = {problem.id: [] for problem in problems}
@@ -107,7 +114,27 @@ class ChatTeacher:
                     temperature=self.temperature,
                 )
             )
-        return [solutions[problem.id] for problem in problems]
+        return solutions
+
+    def _reply(self, problems: Sequence[Problem], seed: int) -> dict[str, list[Solution]]:
+        """The whole text, and whether it came to its end."""
+        texts = [prompts.RESPOND[problem.domain].replace("{question}", problem.question) for problem in problems]
+        asked: list[list[prompts.Message]] = [[{"role": "user", "content": text}] for text in texts]
+        answers = self.chat.answers(asked, temperature=self.temperature, max_tokens=self.max_tokens, seed=seed) if asked else []
+        solutions = {}
+        for problem, answer in zip(problems, answers, strict=True):
+            solution = Solution(
+                problem_id=problem.id,
+                question=problem.question,
+                steps=(),
+                answer=None,
+                text=answer.text or "",
+                writer=self.name,
+                temperature=self.temperature,
+                finished={"stop": True, "length": False}.get(answer.finish),
+            )
+            solutions[problem.id] = [solution]
+        return solutions
 
     def versions(self, problem: Problem, count: int, *, seed: int) -> list[Problem]:
         """The instruction itself and evolved versions of it, each by another operation."""

@@ -50,6 +50,10 @@ class ChatModel(Protocol):
         """`schema`: the JSON Schema an answer should follow. A wish: not every model can be held to it, so parse tolerantly."""
         ...
 
+    def answers(self, conversations: Sequence[list[Message]], *, temperature: float, max_tokens: int, seed: int) -> list[Answer]:
+        """The same texts, each with how it ended; `finish` is "length" where it was cut off at `max_tokens`."""
+        ...
+
     def expected_digit(self, conversations: Sequence[list[Message]], opening: str) -> list[float] | None:
         """The mean digit, 0..9, with which the model would go on after the `opening` of its answer; None where it cannot be asked."""
         ...
@@ -70,12 +74,16 @@ class HFChat:
         seed: int,
         schema: Mapping[str, Any] | None = None,
     ) -> list[str | None]:
+        return [answer.text for answer in self.answers(conversations, temperature=temperature, max_tokens=max_tokens, seed=seed)]
+
+    def answers(self, conversations: Sequence[list[Message]], *, temperature: float, max_tokens: int, seed: int) -> list[Answer]:
         requests = []
         for place, messages in enumerate(conversations):
             text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
             requests.append(SampleRequest(tuple(self.tokenizer.encode(text, add_special_tokens=False)), (seed, place)))
         done = self.generator.generate(requests, SamplingParams(max_tokens, temperature, self.stops))
-        return [str(self.tokenizer.decode(list(one.tokens), skip_special_tokens=True)).strip() for one in done]
+        texts = [str(self.tokenizer.decode(list(one.tokens), skip_special_tokens=True)).strip() for one in done]
+        return [Answer(text, "stop" if one.finished else "length") for text, one in zip(texts, done, strict=True)]
 
     def expected_digit(self, conversations: Sequence[list[Message]], opening: str) -> list[float] | None:
         digits = [self.tokenizer.encode(str(digit), add_special_tokens=False)[-1] for digit in range(10)]
@@ -120,7 +128,7 @@ class OpenAIChat:
         # One pool for the object's life: batches that are asked for side by side share it, first come, first served.
         self._pool = ThreadPoolExecutor(concurrency)
         self._lock = threading.Lock()
-        self._running: dict[str, Future[str | None]] = {}
+        self._running: dict[str, Future[Answer | None]] = {}
         self._done: Counter[str] = Counter()
         self._used = Calls()
         self._takes_schemas: bool | None = None  # not known yet
@@ -138,6 +146,15 @@ class OpenAIChat:
         schema: Mapping[str, Any] | None = None,
     ) -> list[str | None]:
         """None for what the server rejects, refuses or never answers usably. Raises UserError where no call can succeed, or at the cap."""
+        found = self._answers(conversations, temperature, max_tokens, seed, schema)
+        return [answer.text for answer in found]
+
+    def answers(self, conversations: Sequence[list[Message]], *, temperature: float, max_tokens: int, seed: int) -> list[Answer]:
+        return self._answers(conversations, temperature, max_tokens, seed, None)
+
+    def _answers(
+        self, conversations: Sequence[list[Message]], temperature: float, max_tokens: int, seed: int, schema: Mapping[str, Any] | None
+    ) -> list[Answer]:
         jobs = [
             self._submit(
                 {
@@ -151,7 +168,7 @@ class OpenAIChat:
             )
             for place, messages in enumerate(conversations)
         ]
-        return [job.result() for job in jobs]
+        return [job.result() or Answer(None, "rejected") for job in jobs]
 
     def expected_digit(self, conversations: Sequence[list[Message]], opening: str) -> list[float] | None:
         return None  # chat endpoints do not continue an answer that was begun for them
@@ -179,7 +196,7 @@ class OpenAIChat:
         self._client.close()
         self.journal.close()
 
-    def _submit(self, request: dict[str, Any], schema: Mapping[str, Any] | None) -> Future[str | None]:
+    def _submit(self, request: dict[str, Any], schema: Mapping[str, Any] | None) -> Future[Answer | None]:
         asked = request
         if schema is not None:
             form = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
@@ -196,15 +213,14 @@ class OpenAIChat:
     def _key_of(self, request: dict[str, Any]) -> str:
         return digest([self.base_url, request])
 
-    def _one(self, key: str, asked: dict[str, Any], plain: dict[str, Any]) -> str | None:
+    def _one(self, key: str, asked: dict[str, Any], plain: dict[str, Any]) -> Answer | None:
         try:
             keys = [key] if asked is plain else [key, self._key_of(plain)]
             answer = next((found for one in keys if (found := self.journal.answer(one)) is not None), None)
             if answer is not None:
                 self._count("hits")
-                return answer.text
-            answer = self._ask(asked) if asked is plain else self._ask_structured(asked, plain)
-            return answer.text if answer is not None else None
+                return answer
+            return self._ask(asked) if asked is plain else self._ask_structured(asked, plain)
         except UserError as error:
             self._mistake = self._mistake or error
             self._stop.set()

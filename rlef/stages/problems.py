@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlef.config import ProblemsStage
 from rlef.errors import UserError
-from rlef.records import BadRow, Problem, write_jsonl
+from rlef.records import BadRow, Domain, Problem, write_jsonl
 from rlef.sources import load_problems, read_problems
 from rlef.stages.context import StageContext
 from rlef.symbolic import make_problems
@@ -26,9 +26,7 @@ def run(ctx: StageContext) -> dict:
             settings.held_out, depths=settings.held_out_depths, seed=0, split="held_out", max_number=settings.max_number
         )
     else:
-        seeds, bad = _from_source(settings, settings.path, settings.split, settings.seeds)
-        if settings.domain is not None:
-            seeds = [problem.model_copy(update={"domain": settings.domain}) for problem in seeds]
+        seeds, bad = _from_source(settings, settings.path, settings.split, settings.seeds, settings.domain)
         seeds = [problem for problem in seeds if problem.answer is not None or problem.domain != "math"]
         files = [settings.held_out_path] if settings.held_out_path else ctx.config.held_out_files()
         held_out = [problem for file in files for problem in read_problems(file, limit=settings.held_out)[0]]
@@ -57,11 +55,13 @@ def run(ctx: StageContext) -> dict:
     }
 
 
-def _from_source(settings: ProblemsStage, path: str | None, split: str, limit: int) -> tuple[list[Problem], list[BadRow]]:
+def _from_source(
+    settings: ProblemsStage, path: str | None, split: str, limit: int, domain: Domain | None = None
+) -> tuple[list[Problem], list[BadRow]]:
     assert path is not None  # the schema sees to it
     if settings.source == "jsonl":
-        return read_problems(Path(path), limit=limit, skip_broken=settings.skip_broken_lines)
-    return load_problems(path, subset=settings.subset, split=split, limit=limit)
+        return read_problems(Path(path), limit=limit, skip_broken=settings.skip_broken_lines, domain=domain)
+    return load_problems(path, subset=settings.subset, split=split, limit=limit, domain=domain)
 
 
 def _depths(problems: list[Problem]) -> dict[str, int]:

@@ -1,8 +1,9 @@
-"""The teacher answers a part of the evolved problems, step by step; what it agrees on becomes training data, the rest stays for RL."""
+"""The teacher answers a part of the evolved problems; what it agrees on, or is usable as it is, is trained on, the rest stays for RL."""
 
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from functools import partial
 
@@ -14,6 +15,16 @@ from rlef.stages.context import StageContext
 
 STAGE_VERSION = 1
 CHUNK = 32
+# A response that begins by saying what it will not do, with or without an excuse. "I cannot wait to see you" does not.
+_EXCUSE = (
+    r"(?:(?:i['’]?m |i am )?(?:very |so )?(?:sorry|afraid)|i apologi[sz]e|my apologies|unfortunately"
+    r"|as an? (?:ai|artificial|language))\b.{0,60}?"
+)
+_REFUSAL = re.compile(
+    rf"^\W*(?:{_EXCUSE})?\bi(?:['’]m| am)?\s+(?:can ?not|can['’]?t|won['’]?t|unable to|not able to)\s+(?:\w+\s+)?"
+    r"(?:help|assist|answer|do|provide|write|create|complete|respond|comply|fulfil|access)",
+    re.IGNORECASE,
+)
 
 
 def run(ctx: StageContext) -> dict:
@@ -45,14 +56,26 @@ def _respond(ctx: StageContext, teacher: Teacher) -> dict:
     write_jsonl(ctx.folder / "rejected.jsonl", rejected)
     left = [problem for index, problem in enumerate(evolved) if index not in asked]
     write_jsonl(ctx.folder / "prompts.jsonl", left)
-    return {"asked": len(questions), "solved": len(solved), "rejected": dict(Counter(row.rule for row in rejected)), "prompts": len(left)}
+    once = sum(problem.domain != "math" for problem in questions)
+    return {
+        "asked": len(questions),
+        **({"asked_once": once} if once else {}),
+        "solved": len(solved),
+        "rejected": dict(Counter(row.rule for row in rejected)),
+        "prompts": len(left),
+    }
 
 
 def choose_solution(problem: Problem, solutions: list[Solution], *, min_agreement: float) -> tuple[Solution | None, str]:
     """The first solution with the known answer, else with the answer that enough samples share; or None and the reason.
 
-    A lone sample cannot agree with anything: with one sample and no known answer nothing is kept.
+    A lone sample cannot agree with anything: with one sample and no known answer nothing is kept. What is no math has no final answer: the
+    first usable response is kept.
     """
+    if problem.domain != "math":
+        reasons = [unusable(problem.question, solution) for solution in solutions]
+        kept = next((solution for solution, reason in zip(solutions, reasons, strict=True) if reason is None), None)
+        return kept, "" if kept else next((reason for reason in reasons if reason), "no_answer")
     stepped = [solution for solution in solutions if solution.answer is not None and solution.steps]
     if not stepped:
         return None, "no_answer"
@@ -71,3 +94,15 @@ def choose_solution(problem: Problem, solutions: list[Solution], *, min_agreemen
     if share < min_agreement or len(best) < 2:
         return None, "not_self_consistent"
     return best[0].model_copy(update={"agreement": share}), ""
+
+
+def unusable(question: str, response: Solution) -> str | None:
+    """Why nothing can be learnt from a response: no_answer, cut_off, refusal, repeats_question; None where it can be used as it is."""
+    if not response.text.strip():
+        return "no_answer"
+    if response.finished is False:
+        return "cut_off"
+    if _REFUSAL.search(response.text):
+        return "refusal"
+    said, asked = (re.findall(r"\w+", text.lower()) for text in (response.text, question))
+    return "repeats_question" if said == asked else None

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on stepped answers by TRL: loss on the answer alone, stopped when held-back loss no longer falls."""
+"""Supervised fine-tuning on answers by TRL: loss on the answer alone, stopped when held-back loss no longer falls."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def training_texts(ctx: StageContext, settings: SftStage) -> list[tuple[str, str
     model, texts = ctx.config.model, []
     if settings.data in ("seeds", "both"):
         for problem in read_jsonl(ctx.inputs["problems"] / "seeds.jsonl", Problem):
-            if problem.solution and problem.answer is not None:
+            if problem.solution and problem.answer is not None and problem.domain == "math":
                 texts.append((problem.question, answer_text(problem.solution, problem.answer, model)))
-            elif problem.solution:  # general instructions: the answer is the text itself
+            elif problem.solution:  # general instructions and code: the answer is the text itself
                 texts.append((problem.question, model.step_delimiter.join(problem.solution)))
     if settings.data in ("evolved", "both"):
         if "responses" not in ctx.inputs:
@@ -73,8 +73,10 @@ def training_texts(ctx: StageContext, settings: SftStage) -> list[tuple[str, str
                 raise UserError(f"stages.{ctx.name}.data: evolved, but no respond stage comes before", fix="add one, or set data: seeds")
         else:
             for solution in read_jsonl(ctx.inputs["responses"] / "solved.jsonl", Solution, may_be_empty=True):
-                known = solution.answer is not None  # imported prose has none
-                answer = answer_text(solution.steps, str(solution.answer), model) if known else model.step_delimiter.join(solution.steps)
+                if solution.answer is not None:
+                    answer = answer_text(solution.steps, str(solution.answer), model)
+                else:  # no math: the text as it was written, which imported rows may have as steps alone
+                    answer = solution.text or model.step_delimiter.join(solution.steps)
                 texts.append((solution.question, answer))
     if len(texts) < 2:
         raise UserError(f"{ctx.name}: {len(texts)} solved problems to train on", fix="give seeds with solutions, or a respond stage")

@@ -69,6 +69,26 @@ def test_a_row_may_name_its_domain(tmp_path):
     assert [row.domain for row in rows] == ["code", "math"]
 
 
+POEM = "Two lines, then a blank:\n\n  indented <<so>>.\n#### A heading\nThe answer is: none."
+CODE = "def f(x):\n    if x:\n        return 1\n\n    return 0"
+
+
+def test_what_is_written_stays_whole_where_it_is_no_math(tmp_path):
+    prose = "First thought.\n\n  - a point\n  - another point, indented"
+    rows, _ = read(
+        tmp_path,
+        {"instruction": "Think.", "input": "", "output": prose + "\n"},
+        {"instruction": "Rhyme.", "output": POEM, "domain": "general"},
+        {"instruction": "Program.", "output": CODE, "domain": "code"},
+        {"question": "Capital of France?", "answer": "Paris", "domain": "general"},
+        GSM8K,
+    )
+    assert [row.solution for row in rows[:4]] == [(prose,), (POEM,), (CODE,), ("Paris",)] and rows[3].answer == "Paris"
+    assert [row.domain for row in rows] == ["general", "general", "code", "general", "math"] and len(rows[4].solution) == 2
+    given, _ = read_problems(tmp_path / "p.jsonl", domain="general")
+    assert {row.domain for row in given} == {"general"} and given[4].solution == (GSM8K["answer"],) and given[4].depth is None
+
+
 def test_rows_without_a_problem_are_counted_with_their_lines_and_set_aside(tmp_path):
     rows, bad = read(tmp_path, GSM8K, {"answer": "1"}, GSM8K)
     assert len(rows) == 1 and [row.line for row in bad] == [2]

@@ -70,7 +70,9 @@ class Endpoint:
             wait = self.rng.uniform(*self.seconds)
         time.sleep(wait)
         key = handler.headers["Authorization"]
-        choice = {"index": 0, "message": {"role": "assistant", "content": self.answer(body)}, "finish_reason": "stop"}
+        text = self.answer(body)
+        ending = "length" if len(text.split()) >= body["max_tokens"] else "stop"
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": ending}
         usage = {"prompt_tokens": len(str(body["messages"]).split()), "completion_tokens": body["max_tokens"]}
         status, headers, content = 200, {}, {"choices": [choice], "usage": usage | {"total_tokens": sum(usage.values())}}
         if not self.takes_schemas and "response_format" in body:

@@ -17,7 +17,7 @@ from rlef.evolution.chat import QUALITY_SCHEMA, ChatTeacher
 from rlef.evolution.teachers import overlapped
 from rlef.records import Problem, Solution, problem_id, read_jsonl, write_jsonl
 from rlef.rollout import remote
-from rlef.rollout.journal import Journal
+from rlef.rollout.journal import Answer, Journal
 from rlef.rollout.remote import OpenAIChat
 from rlef.run_dir import RunDir
 from rlef.stages import respond
@@ -111,6 +111,16 @@ def test_what_the_journal_holds_is_not_sent_again(endpoint, client):
     ask(chat, "z")
     ask(client(server, model="n"), "x")
     assert len(server.seen) == 8
+
+
+def test_how_an_answer_ended_is_told_now_and_from_the_journal(endpoint, client):
+    server = endpoint(None, "refusal", answer=lambda body: body["messages"][0]["content"])
+    asked = [[{"role": "user", "content": text}] for text in ("one two", "no", "one two three")]
+    told = [Answer("one two", "stop"), Answer(None, "refusal"), Answer("one two three", "length")]
+    for _ in range(2):
+        assert client(server, concurrency=1).answers(asked, temperature=0.5, max_tokens=3, seed=0) == told and len(server.seen) == 3
+    server.script = [400]
+    assert client(server).answers(asked[:1], temperature=0.6, max_tokens=3, seed=0) == [Answer(None, "rejected")]
 
 
 def test_without_sampling_a_question_is_asked_once_wherever_it_stands(endpoint, client):

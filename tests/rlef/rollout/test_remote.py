@@ -146,6 +146,10 @@ def test_the_model_in_this_process_is_deterministic(tiny):
         == chat.complete(messages, temperature=1.0, max_tokens=8, seed=1)
         != chat.complete(messages, temperature=1.0, max_tokens=8, seed=2)
     )
+    told = chat.answers(messages, temperature=1.0, max_tokens=8, seed=1)
+    assert [answer.text for answer in told] == first and {answer.finish for answer in told} == {"length"}
+    chat.stops = tuple(range(len(tokenizer)))  # whatever comes first ends it
+    assert {answer.finish for answer in chat.answers(messages, temperature=1.0, max_tokens=8, seed=1)} == {"stop"}
 
 
 def test_the_expected_digit_is_the_mean_under_the_models_own_probabilities(tiny):

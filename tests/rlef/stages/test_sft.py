@@ -78,6 +78,19 @@ def test_an_imported_answer_without_a_final_one_is_learned_as_it_is(tmp_path, in
     assert sft.training_texts(ctx, ctx.settings)[-1] == ("Sort.", "def f(x):\n    return sorted(x)")
 
 
+def test_what_is_no_math_is_trained_on_as_it_is_written(tmp_path):
+    code = "def f():\n    return 1\n\nIt returns 1."
+    seeds = [problem(1, 2), Problem(id="g", question="Rhyme.", solution=("A\n\n  B #### C",), domain="general")]
+    seeds.append(Problem(id="k", question="Capital?", answer="Paris", solution=("It is Paris.",), domain="general"))
+    write_jsonl(tmp_path / "problems" / "seeds.jsonl", [*seeds, Problem(id="u", question="Nobody answered.", domain="general")])
+    responses = [Solution(problem_id="c", question="Program.", steps=(), answer=None, text=code, writer="t", finished=True)]
+    responses.append(Solution(problem_id="m", question="1+1?", steps=("1+1=2",), answer="2", text="1+1=2\n#### 2.", writer="t"))
+    write_jsonl(tmp_path / "responses" / "solved.jsonl", responses)
+    ctx = context(tmp_path / "run", {"problems": tmp_path / "problems", "responses": tmp_path / "responses"}, data="both")
+    texts = [answer for _, answer in sft.training_texts(ctx, ctx.settings)]
+    assert texts == ["1+2=3\n#### 3", "A\n\n  B #### C", "It is Paris.", code, "1+1=2\n#### 2"]
+
+
 def test_evolved_without_responses_is_the_users_mistake(tmp_path, inputs):
     ctx = context(tmp_path / "run", {"problems": inputs["problems"]}, data="evolved")
     with pytest.raises(UserError, match="respond"):
