@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import random
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from reward_models.process import ProcessRewardModel, StepScores
 from rlef.evolution.labels import check_equations
+from rlef.records import Lineage, Problem
 
 
 def script(name):
@@ -132,3 +137,93 @@ def test_a_simulated_search_lowers_what_really_fails_on_problems_it_never_saw(mo
         with pytest.raises(SystemExit) as end:
             search.main()
         assert end.value.code == 2 and told in capsys.readouterr().err
+
+
+class Slow(BaseHTTPRequestHandler):
+    """Answers after 50 ms with as many tokens as were asked for."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        time.sleep(0.05)
+        data = json.dumps({"usage": {"completion_tokens": body["max_tokens"]}}).encode()
+        self.send_response(body.get("status", 200))
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_the_load_test_sends_the_recorded_requests_again_in_their_order():
+    study = script("real_endpoint")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    recorder = study.Recorder(server.server_port)
+    try:
+        calls = [study.Call(float(number), 0.0, json.dumps({"max_tokens": number}).encode(), 0) for number in range(1, 13)]
+        four = study.load_test(recorder, calls, 4)
+        assert (four.calls, four.tokens) == (12, 78) and 2 < four.in_flight <= 4 and four.idle == 0
+        one = study.load_test(recorder, calls, 1)
+        assert one.seconds >= 0.6 and four.speed > 1.5 * one.speed and one.speed == 78 / one.seconds
+        study.load_test(recorder, calls, 4)
+        assert recorder.taken() == [] and study.load(calls[:1] * 2, 1.0).calls == 2
+        with pytest.raises(RuntimeError, match="503"):
+            study.load_test(recorder, [study.Call(0.0, 0.0, b'{"max_tokens": 1, "status": 503}', 0)], 1)
+    finally:
+        recorder.close()
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_stages_idle_time_counts_against_it():
+    study = script("real_endpoint")
+    calls = [study.Call(10.0, 12.0, b"", 30), study.Call(11.0, 14.0, b"", 10)]
+    whole = study.load(calls, 8.0)
+    assert (whole.speed, whole.idle, whole.in_flight) == (5.0, 0.5, 1.25) and study.load(calls).speed == 10.0
+
+
+def test_seeds_take_turns_and_lineages_are_counted_to_their_seed(tmp_path):
+    study = script("real_endpoint")
+    for name in ("general", "math"):
+        (tmp_path / name).write_text("".join(json.dumps({"question": f"{name} {number}"}) + "\n" for number in range(9)))
+    study.write_seeds(tmp_path / "seeds", tmp_path / "general", tmp_path / "math", 4, 0)
+    rows = [json.loads(line) for line in (tmp_path / "seeds").read_text().splitlines()]
+    assert [row["domain"] for row in rows] == ["general", "math"] * 4 and len({row["question"] for row in rows}) == 8
+    assert all(row["question"].startswith(row["domain"]) for row in rows)
+    lines = [("a", "seed"), ("b", "a"), ("c", "b"), ("d", "seed")]
+    made = [
+        Problem(id=own, question=own, lineage=Lineage(parent=parent, root="seed", operation="up.deepen", round=1, teacher="t"))
+        for own, parent in lines
+    ]
+    assert study.lineage_depths(made) == {1: 2, 2: 1, 3: 1}
+
+
+def test_the_server_and_its_children_end_with_the_run_however_it_ends(tmp_path):
+    study = script("real_endpoint")
+    vllm = tmp_path / "vllm"
+    vllm.write_text(
+        f"#!{sys.executable}\n"
+        "import subprocess, sys\n"
+        "from http.server import BaseHTTPRequestHandler, HTTPServer\n"
+        "class Health(BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(200 if self.path == '/health' else 404)\n"
+        "        self.end_headers()\n"
+        f"child = subprocess.Popen(['sleep', '60'])\n"
+        f"open({str(tmp_path / 'child')!r}, 'w').write(str(child.pid))\n"
+        "HTTPServer(('127.0.0.1', int(sys.argv[sys.argv.index('--port') + 1])), Health).serve_forever()\n"
+    )
+    vllm.chmod(0o755)
+    with pytest.raises(KeyboardInterrupt), study.served(vllm, tmp_path, tmp_path, []):
+        child = int((tmp_path / "child").read_text())
+        os.kill(child, 0)
+        raise KeyboardInterrupt
+    time.sleep(0.1)
+    stat = Path(f"/proc/{child}/stat")
+    assert not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"  # at most a corpse, where nobody reaps orphans
+    vllm.write_text("#!/bin/sh\necho no such model\nexit 3\n")
+    with pytest.raises(SystemExit, match="no such model"), study.served(vllm, tmp_path, tmp_path, []):
+        pass
