@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--micro-batch-size", type=_above_zero(int), default=32)
     train.add_argument("--max-length", type=_above_zero(int), default=512, help="tokens, at least 8")
+    train.add_argument("--threshold", type=float, help="prm: label anew, right where more than this share of a step's completions was")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--deepspeed", help="DeepSpeed JSON")
     score = commands.add_parser("score", help='add "score" (irm: r_I; prm: step scores and r_A) to JSONL rows')
@@ -82,6 +83,8 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
         )
     if options.deepspeed is not None and not Path(options.deepspeed).is_file():
         raise UserError(f"--deepspeed {options.deepspeed}: no such file", fix="give a DeepSpeed JSON, e.g. configs/deepspeed/zero2.json")
+    if options.threshold is not None and not (options.kind == "prm" and 0 <= options.threshold < 1):
+        raise UserError(f"--threshold {options.threshold:g}: for a prm, from 0 to below 1", fix="change it or leave it out")
     if Path(options.out).exists() and not Path(options.out).is_dir():
         raise UserError(f"--out {options.out}: a file", fix="give a folder")
     from reward_models.config import InstructionModelConfig, ProcessModelConfig
@@ -92,7 +95,7 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     if options.kind == "irm":
         settings = InstructionModelConfig(epochs=options.epochs, max_length=options.max_length)
         return train_instruction(options.labels, options.init, options.out, settings, how)
-    process = ProcessModelConfig(epochs=options.epochs, max_length=options.max_length)
+    process = ProcessModelConfig(epochs=options.epochs, max_length=options.max_length, threshold=options.threshold)
     return train_process(options.labels, options.init, options.out, process, how)
 
 
@@ -122,6 +125,7 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     from reward_models.evaluate import evaluate_instruction, evaluate_process
     from reward_models.instruction import InstructionRewardModel
+    from reward_models.labels import at_threshold
     from reward_models.process import ProcessRewardModel
     from reward_models.records import RankedList, SteppedSolution, is_held_out, read_records
 
@@ -131,7 +135,10 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"{options.labels}: none of {len(rows)} rows is held out", fix='set "split": "held_out" on the rows to measure on')
     if options.kind == "irm":
         return evaluate_instruction(InstructionRewardModel.load(options.model), held_out)
-    return evaluate_process(ProcessRewardModel.load(options.model), held_out, threshold=options.threshold)
+    model = ProcessRewardModel.load(options.model)
+    if model.settings.threshold is not None:
+        held_out = [at_threshold(row, model.settings.threshold) for row in held_out]
+    return evaluate_process(model, held_out, threshold=options.threshold)
 
 
 def _is_answer(row: dict[str, Any]) -> bool:

@@ -30,6 +30,13 @@ class ProcessModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     epochs: float = Field(default=2.0, gt=0)
     separator: str = Field(default="<|step|>", description="special token after each step; added where the tokenizer lacks it")
+    threshold: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="label anew from the rates that rows keep: a step is right where more than this share of its completions reached the "
+        "answer. None: the labels as they are",
+    )
     mask_after_first_error: bool = True
     balance_classes: bool = Field(default=False, description="weight the two classes equally")
     language_weight: float = Field(

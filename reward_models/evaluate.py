@@ -82,8 +82,9 @@ def evaluate_process(
         if row.depth is not None:
             depths[row.depth][0].extend(label for label, _ in kept)
             depths[row.depth][1].extend(score for _, score in kept)
-        truths.append(next((place for place, label in enumerate(row.labels) if label is not None and label < 0.5), -1))
-        step_scores.append(result.scores)
+        if any(label is not None for label in row.labels):  # a solution that nobody judged is none without an error
+            truths.append(next((place for place, label in enumerate(row.labels) if label is not None and label < 0.5), -1))
+            step_scores.append(result.scores)
     hard = [float(label >= 0.5) for label in labels]
     return {
         "step_auroc": metrics.auroc(hard, chances),

@@ -52,6 +52,13 @@ class SteppedSolution(BaseModel):
         default=None, description="q: share of completions from the end of each step that reached the answer; None: not measured"
     )
     samples: int | None = Field(default=None, description="N: completions a prefix. The last step's rate is its own answer's, 0 or 1")
+    equations: tuple[float | None, ...] | None = Field(
+        default=None, description="a calculator's verdict on each step, which `labels` hold as well: 0 a wrong equation, 1 right ones alone"
+    )
+    judged: tuple[float | None, ...] | None = Field(
+        default=None, description="a judge's verdict on each step, where `labels` are its consensus with the completions"
+    )
+    temperature: float | None = Field(default=None, description="that the solution was sampled at")
     seed: int | None = None
     depth: int | None = None
     answer: str | None = Field(default=None, description="canonical answer, for weighted votes")
@@ -65,10 +72,13 @@ class SteppedSolution(BaseModel):
     def _one_label_a_step(self) -> SteppedSolution:
         if len(self.labels) != len(self.steps):
             raise ValueError(f"{len(self.steps)} steps but {len(self.labels)} labels")
-        if self.rates is not None and len(self.rates) != len(self.steps):
-            raise ValueError(f"{len(self.steps)} steps but {len(self.rates)} rates")
-        if any(label is not None and not 0.0 <= label <= 1.0 for label in (*self.labels, *(self.rates or ()))):
-            raise ValueError("labels and rates must lie in 0..1")
+        for name in ("rates", "equations", "judged"):
+            kept = getattr(self, name)
+            if kept is not None and len(kept) != len(self.steps):
+                raise ValueError(f"{len(self.steps)} steps but {len(kept)} {name}")
+        verdicts = (*self.labels, *(self.rates or ()), *(self.equations or ()), *(self.judged or ()))
+        if any(label is not None and not 0.0 <= label <= 1.0 for label in verdicts):
+            raise ValueError("labels, rates, equations and judged must lie in 0..1")
         return self
 
 

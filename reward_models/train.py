@@ -20,6 +20,7 @@ from reward_models.data import SortedSteps, collate_lists, collate_steps, instru
 from reward_models.errors import UserError
 from reward_models.evaluate import evaluate_instruction, evaluate_process
 from reward_models.instruction import Calibration, InstructionRewardModel, fit_slope, save_calibration, score_texts
+from reward_models.labels import relabelled
 from reward_models.losses import IGNORE, cross_seed_loss, language_loss, pairwise_ranking_loss, plackett_luce_loss, step_loss
 from reward_models.model import Tokenizer, build, language_head
 from reward_models.process import SETTINGS, ProcessRewardModel
@@ -147,7 +148,7 @@ def train_process(
 
     Rows that are too long or carry no label are dropped and counted. Raises UserError where nothing is left.
     """
-    rows = read_records(labels, SteppedSolution)
+    rows = relabelled(read_records(labels, SteppedSolution), settings.threshold)
     train, held_out = _split(rows, labels)
     torch.manual_seed(options.seed)
     model, tokenizer = build("process", init, separator=settings.separator)
@@ -160,6 +161,7 @@ def train_process(
     )
     if not data:
         raise UserError(f"{labels}: no usable solution (dropped: {dropped})", fix="raise max_length or give labelled steps")
+    judged_rows = [row for row in train if any(label is not None for label in row.labels)]
     judged = [label for row in data for label in row["labels"] if label != IGNORE]
     right = max(1e-6, min(1 - 1e-6, sum(judged) / len(judged)))
     balance = (0.5 / (1 - right), 0.5 / right) if settings.balance_classes else (1.0, 1.0)
@@ -175,7 +177,7 @@ def train_process(
         ProcessModelConfig(**{name: getattr(settings, name) for name in ProcessModelConfig.model_fields}).model_dump_json()
     )
     scorer = ProcessRewardModel(model, tokenizer, settings)
-    result = evaluate_process(scorer, held_out, threshold=_threshold(scorer, train[:400]), batch_size=options.micro_batch_size)
+    result = evaluate_process(scorer, held_out, threshold=_threshold(scorer, judged_rows[:400]), batch_size=options.micro_batch_size)
     return _save_metrics(
         result | {"train_solutions": len(data), "held_out_solutions": len(held_out), "dropped": dropped, "right_steps": right}, out
     )

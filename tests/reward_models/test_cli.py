@@ -37,6 +37,16 @@ def test_train(labels, tmp_path, capsys, words, told):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_threshold_is_for_rows_with_rates(labels, tmp_path, capsys):
+    row = {"problem_id": "p", "question": "q", "steps": ["a"], "labels": [1.0], "labeller": "me"}
+    (tmp_path / "steps.jsonl").write_text(json.dumps(row) + "\n")
+    for kind, file, threshold, told in [
+        ("irm", labels, "0.5", "for a prm"), ("prm", "steps.jsonl", "1.5", "from 0 to below 1"), ("prm", "steps.jsonl", "0.5", "no row has"),
+    ]:  # fmt: skip
+        assert main(["train", kind, "--labels", file, "--init", "x", "--out", "out", "--threshold", threshold]) == 2
+        assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["--epochs", "-1"], ["--learning-rate", "nan"], ["--batch-size", "0"], ["--batch-size", "x"]])
 def test_numbers_that_are_none(labels, words):
     with pytest.raises(SystemExit) as end:

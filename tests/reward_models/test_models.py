@@ -345,6 +345,20 @@ def test_21_overfits_eight_solutions_through_the_inference_api(policy_folder, tm
     assert torch.sigmoid(logits).tolist() == pytest.approx(scores[:2], abs=1e-5)
 
 
+def test_a_threshold_labels_anew_what_is_trained_on_and_what_is_measured(policy_folder, tmp_path):
+    rates = [(0.75, 0.5, 0.0), (0.25, 0.0, 0.0)]
+    rows = [
+        SteppedSolution(problem_id=str(n), question=f"{n}?", steps=("a", "b", "c"), labels=pair, rates=pair, labeller="monte_carlo", split=split)
+        for n, (pair, split) in enumerate([(rates[0], "train"), (rates[1], "train"), (rates[0], "held_out")])
+    ]  # fmt: skip
+    file, options = write(tmp_path / "rows.jsonl", rows), TrainOptions(learning_rate=1e-9, batch_size=4)
+    for threshold, right, judged in [(None, 1.5 / 4, 3), (0.5, 1 / 3, 2), (0.1, 3 / 5, 3)]:  # up to the first below 0.5
+        settings = ProcessModelConfig(epochs=1, threshold=threshold)
+        metrics = train_process(file, policy_folder, tmp_path / str(threshold), settings, options)
+        assert metrics["right_steps"] == pytest.approx(right) and metrics["steps"] == judged
+        assert ProcessRewardModel.load(tmp_path / str(threshold)).settings.threshold == threshold
+
+
 def test_irm_learns_to_rank_and_reports_by_flaw(policy_folder, tmp_path):
     lists = [
         ranked(
