@@ -26,7 +26,7 @@ TORCHRUN = (
 def wait(command: Sequence[str], environment: Mapping[str, str] | None = None, *, alone: bool = False) -> int:
     """Run a command to its end and return its code. `alone`: it is no rank of the group that this process belongs to."""
     inherited = {key: value for key, value in os.environ.items() if not (alone and (key in TORCHRUN or key.startswith("TORCHELASTIC")))}
-    process = subprocess.Popen(command, env=inherited | dict(environment or {}), preexec_fn=_end_with_parent)
+    process = subprocess.Popen(command, env=inherited | dict(environment or {}), preexec_fn=end_with_parent)
     try:
         return process.wait()
     except BaseException:
@@ -37,7 +37,8 @@ def wait(command: Sequence[str], environment: Mapping[str, str] | None = None, *
         raise
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Have the system stop this process when the one that started it is gone."""
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -44,7 +44,8 @@ def quiet() -> None:
 def run_stage(config: Config, run: RunDir, name: str, folder: Path, inputs: dict[str, str], kind: Kind) -> dict[str, Any]:
     """The stage's result. `inputs` are stage names or outside paths."""
     folders = {key: str(run.stage(source) if source in config.stages else Path(source)) for key, source in inputs.items()}
-    if config.launch.processes == 1 or not kind.distributed:
+    shared = kind.distributed or (kind.shares_teacher and config.teacher.kind == "hf")
+    if config.launch.processes == 1 or not shared:
         return call(config, run, name, folder, folders, kind.function)
     job = {
         "config": config.model_dump(mode="json"),

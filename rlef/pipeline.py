@@ -41,6 +41,7 @@ class Kind:
     inputs: dict[str, tuple[str, ...]]
     uses_teacher: bool = False
     distributed: bool = False  # started under torchrun when launch.processes > 1
+    shares_teacher: bool = False  # so too, where the teacher is a model in this process
 
 
 REGISTRY: dict[str, Kind] = {
@@ -51,7 +52,9 @@ REGISTRY: dict[str, Kind] = {
         {"problems": ("problems",), "method?": ("method",), "pool?": ("evolve",), "policy?": ("sft",), "prm?": ("prm",)},
         uses_teacher=True,
     ),
-    "respond": Kind("rlef.stages.respond:run", {"prompts": ("evolve",), "problems?": ("problems",)}, uses_teacher=True),
+    "respond": Kind(
+        "rlef.stages.respond:run", {"prompts": ("evolve",), "problems?": ("problems",)}, uses_teacher=True, shares_teacher=True
+    ),
     "sft": Kind(
         "rlef.stages.sft:run",
         {"problems": ("problems",), "responses?": ("respond",), "evolved?": ("evolve",), "init!": ()},
@@ -61,6 +64,7 @@ REGISTRY: dict[str, Kind] = {
         "rlef.stages.label:run",
         {"policy": ("sft",), "problems": ("problems",), "evolved?": ("evolve",), "prompts?": ("respond",), "templates?": ("method",)},
         uses_teacher=True,
+        distributed=True,
     ),
     "irm": Kind("rlef.stages.train_rewards:run_irm", {"labels": ("label",), "init": ("sft",)}, distributed=True),
     "prm": Kind("rlef.stages.train_rewards:run_prm", {"labels": ("label",), "init": ("sft",)}, distributed=True),

@@ -25,6 +25,7 @@ from rlef.errors import UserError
 
 WHOLE_BYTES = 64 * 2**20  # a larger file outside the run is known by its size and both ends: `rlef check` answers in seconds
 END_BYTES = 2**20
+SHARDS = "shards"  # folder of a stage's finished pieces; of no use once it is done
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -126,6 +127,7 @@ class RunDir:
     def finish(self, name: str, fingerprint: dict[str, str], seconds: float, result: dict[str, Any]) -> None:
         """Write the manifest: from here on the stage is done."""
         folder = self.stage(name)
+        shutil.rmtree(folder / SHARDS, ignore_errors=True)
         manifest = {"fingerprint": fingerprint, "files": folder_digests(folder), "seconds": round(seconds, 3), "result": result}
         write_json(folder / "manifest.json", manifest)
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from reward_models.errors import UserError as RewardModelsError
+from rlef.children import end_with_parent
 from rlef.config import parse_config
 from rlef.engines import dist
 from rlef.errors import UserError
@@ -17,6 +18,7 @@ from rlef.run_dir import RunDir, write_json
 
 def main(file: str) -> int:
     quiet()
+    end_with_parent()  # ranks wait for one another without a limit
     job = json.loads(Path(file).read_text())
     config = parse_config(job["config"], file)
     folder = Path(job["folder"])
@@ -25,8 +27,7 @@ def main(file: str) -> int:
     try:
         result = call(config, run, job["stage"], folder, job["inputs"], job["function"], main=first and job["tracked"])
     except (UserError, RewardModelsError) as error:
-        if first:
-            (folder / "error.txt").write_text(str(error))
+        (folder / "error.txt").write_text(str(error))  # where several ranks make a mistake, they all make this one
         return 2
     if first:
         write_json(folder / "result.json", result)

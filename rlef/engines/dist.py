@@ -15,10 +15,25 @@ T = TypeVar("T")
 def init(device: str = "auto") -> None:
     """Join the process group that torchrun announces; nothing to do for a single process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch_dist.is_initialized():
-        on_gpu = torch.cuda.is_available() and device != "cpu"
-        if on_gpu:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        on_gpu = _take_gpu(device)
         torch_dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=30))
+
+
+def announced(device: str = "auto") -> tuple[int, int]:
+    """(rank, number of ranks) as torchrun announces them, without a group: for ranks that share files alone. In a group nobody may wait for
+    another for longer than its timeout."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return 0, 1
+    _take_gpu(device)
+    return int(os.environ["RANK"]), world
+
+
+def _take_gpu(device: str) -> bool:
+    on_gpu = torch.cuda.is_available() and device != "cpu"
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return on_gpu
 
 
 def init_single(device: torch.device) -> None:

@@ -56,6 +56,11 @@ def overlapped(teacher: Teacher, calls: Iterable[Callable[[], T]], rows: int) ->
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+def in_process(teacher: Teacher) -> bool:
+    """Whether it is a model in this process: costly to ask again, and several processes may each ask their own."""
+    return isinstance(teacher, ChatTeacher) and isinstance(teacher.chat, HFChat)
+
+
 def account(teacher: Teacher) -> dict[str, Any]:
     """The part of a stage's result that says what an endpoint was asked and cost; empty for other teachers."""
     chat = _endpoint(teacher)

@@ -51,6 +51,12 @@ class Generator(Protocol):
     def close(self) -> None: ...
 
 
+def batches(requests: Sequence[SampleRequest], size: int) -> list[list[int]]:
+    """Places of the requests that are decoded together: alike in length, equal prompts side by side. A batch asked for alone is itself."""
+    order = sorted(range(len(requests)), key=lambda place: (len(requests[place].prompt_ids), requests[place].prompt_ids, place))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 def keyed_uniforms(key: Sequence[int], count: int) -> np.ndarray:
     """`count` uniforms in [0,1) that depend on `key` alone: the same sample is drawn in any batch, order, rank or after a resume."""
     digest = hashlib.blake2b(repr(tuple(int(part) for part in key)).encode(), digest_size=16).digest()

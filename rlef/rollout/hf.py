@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from rlef.rollout.base import Completion, SampleRequest, SamplingParams, keyed_uniforms
+from rlef.rollout.base import Completion, SampleRequest, SamplingParams, batches, keyed_uniforms
 
 
 class _RoomyLayer(DynamicLayer):
@@ -75,14 +75,12 @@ class HFGenerator:
         self, requests: Sequence[SampleRequest], params: SamplingParams, progress: Callable[[int], None] | None = None
     ) -> list[Completion]:
         """One completion a request, in the order of the requests."""
-        order = sorted(range(len(requests)), key=lambda index: (len(requests[index].prompt_ids), requests[index].prompt_ids, index))
         completions: list[Completion | None] = [None] * len(requests)
         was_training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad():
-                for start in range(0, len(order), self.batch_size):
-                    rows = order[start : start + self.batch_size]
+                for rows in batches(requests, self.batch_size):
                     for index, completion in zip(rows, self._decode([requests[row] for row in rows], params, progress), strict=True):
                         completions[index] = completion
         finally:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from functools import partial
+from collections.abc import Sequence
 
 from rlef.answers import same_answer
 from rlef.config import RespondStage
-from rlef.evolution.teachers import Teacher, account, overlapped, teaching
-from rlef.records import Eliminated, Problem, Solution, read_jsonl, write_jsonl
+from rlef.evolution.teachers import Teacher, account, teaching
+from rlef.records import Eliminated, Problem, Record, Solution, read_jsonl, write_jsonl
 from rlef.stages.context import StageContext
+from rlef.stages.shards import Shards
 
 STAGE_VERSION = 1
 CHUNK = 32
@@ -27,31 +28,42 @@ _REFUSAL = re.compile(
 )
 
 
+class Answered(Record):
+    """Row of a shard: what the teacher answered to one problem."""
+
+    solutions: tuple[Solution, ...]
+
+
 def run(ctx: StageContext) -> dict:
     """Writes solved.jsonl (kept solutions, one a problem), rejected.jsonl, and prompts.jsonl (problems that nobody answered)."""
+    shards = Shards(ctx, ctx.config.teacher.batch_size)
     with teaching(ctx.config, ctx.journal) as teacher:
-        return _respond(ctx, teacher) | account(teacher)
+        return _respond(ctx, shards, teacher) | account(teacher)
 
 
-def _respond(ctx: StageContext, teacher: Teacher) -> dict:
+def _respond(ctx: StageContext, shards: Shards, teacher: Teacher) -> dict:
     settings: RespondStage = ctx.settings
     evolved = read_jsonl(ctx.inputs["prompts"] / "evolved.jsonl", Problem)
     asked = set(random.Random(f"respond/{ctx.seed}").sample(range(len(evolved)), min(settings.count, len(evolved))))
     questions = [evolved[index] for index in sorted(asked)]
+
+    def ask(group: Sequence[Problem]) -> list[Answered]:
+        return [Answered(solutions=tuple(row)) for row in teacher.respond(group, settings.samples, seed=ctx.seed)]
+
+    groups = [questions[start : start + CHUNK] for start in range(0, len(questions), CHUNK)]
+    with ctx.tracker.progress(ctx.name, len(questions)) as advance:
+        answered = shards.asked("respond", teacher, groups, ask, Answered, advance, answers=CHUNK * settings.samples)
+    if not shards.main:
+        return {}
     solved: list[Solution] = []
     rejected: list[Eliminated] = []
-    groups = [questions[start : start + CHUNK] for start in range(0, len(questions), CHUNK)]
-    calls = (partial(teacher.respond, group, settings.samples, seed=ctx.seed) for group in groups)
-    with ctx.tracker.progress(ctx.name, len(questions)) as advance:
-        for group, answers in zip(groups, overlapped(teacher, calls, CHUNK * settings.samples), strict=True):
-            for problem, solutions in zip(group, answers, strict=True):
-                known = problem if settings.use_answers else problem.model_copy(update={"answer": None})
-                kept, reason = choose_solution(known, solutions, min_agreement=settings.min_agreement)
-                if kept is not None:
-                    solved.append(kept)
-                else:
-                    rejected.append(Eliminated(problem=problem, rule=reason))
-            advance(len(group))
+    for problem, answers in zip(questions, answered, strict=True):
+        known = problem if settings.use_answers else problem.model_copy(update={"answer": None})
+        kept, reason = choose_solution(known, list(answers.solutions), min_agreement=settings.min_agreement)
+        if kept is not None:
+            solved.append(kept)
+        else:
+            rejected.append(Eliminated(problem=problem, rule=reason))
     write_jsonl(ctx.folder / "solved.jsonl", solved)
     write_jsonl(ctx.folder / "rejected.jsonl", rejected)
     left = [problem for index, problem in enumerate(evolved) if index not in asked]

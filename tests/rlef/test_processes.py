@@ -31,7 +31,7 @@ def run_problems(ctx):
     return {}
 
 def run_sft(ctx):
-    if Path("mistake").exists():
+    if Path("mistake").exists() and os.environ.get("RANK", "0") in Path("mistake").read_text():
         raise UserError("the fake is not well", fix="heal it")
     rank, file = os.environ.get("RANK", "0"), ctx.folder / "steps.txt"
     if rank != "0":
@@ -136,7 +136,7 @@ def test_two_commands_in_one_run_directory_do_not_mix(start, tmp_path):
 
 
 def test_a_mistake_in_a_stage_leaves_no_folder_of_it(start, tmp_path):
-    (tmp_path / "mistake").touch()
+    (tmp_path / "mistake").write_text("0")
     process = start()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2 and "the fake is not well" in errors and "Traceback" not in errors
@@ -167,8 +167,10 @@ def test_ranks_end_with_the_command(start, tmp_path, how):
 
 
 @pytest.mark.slow
-def test_a_mistake_on_a_rank_is_one_message(start, tmp_path):
-    (tmp_path / "mistake").touch()
+@pytest.mark.parametrize("ranks", ["0 1", "1"])
+def test_a_mistake_on_a_rank_is_one_message(start, tmp_path, ranks):
+    (tmp_path / "mistake").write_text(ranks)
+    (tmp_path / "wait").touch()  # the other rank waits until it is ended
     process = start("launch.processes=2")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2 and "error: the fake is not well" in errors
