@@ -269,6 +269,7 @@ class SftStage(TrainSettings):
 
 
 COMPLETED = ("calculator", "monte_carlo", "bisection")  # label methods whose labels come from completions
+ANSWERED = (*COMPLETED, "exact")  # those that need training answers
 
 
 class LabelStage(Stage):
@@ -296,10 +297,12 @@ class LabelStage(Stage):
     )
     balance: bool = Field(default=False, description="drop right solutions of the training split until no more are right than wrong")
     max_tokens: int = Field(default=128, ge=1)
-    method: Literal["auto", "symbolic", "judge", "calculator", "monte_carlo", "bisection"] = Field(
+    method: Literal["auto", "symbolic", "judge", "calculator", "monte_carlo", "bisection", "exact"] = Field(
         default="auto",
-        description="the last three need training answers. monte_carlo: share of completions of each prefix that reach the answer; "
-        "calculator: the same, and 0 for a wrong equation; bisection: the first prefix from which none does, by binary search",
+        description="the last four need training answers. monte_carlo: share of completions of each prefix that reach the answer; "
+        "calculator: the same, and 0 for a wrong equation; bisection: the first prefix from which none does, by binary search; exact: no "
+        "completions: the first wrong equation is 0, all steps are 1 where there is none and the answer is right, no other is judged. It "
+        "cannot see a misreading with right arithmetic: such solutions are left out, or right where the answer happens to be",
     )
     threshold: float | None = Field(
         default=None,
@@ -315,7 +318,7 @@ class LabelStage(Stage):
         default=0,
         ge=0,
         description="for each solution of the training split so many copies up to a right step in which one number, sign or name is "
-        "changed, judged like the others: the reward model has to read the values, not guess from the problem. Not where completions label",
+        "changed, judged like the others: the reward model has to read the values, not guess from the problem. Where the teacher labels",
     )
     completions: int = Field(default=4, ge=1, description="Monte Carlo completions of a prefix")
     batch_size: int = Field(default=256, ge=1, description="rows decoded together; with a server, requests in flight")

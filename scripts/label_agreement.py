@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from reward_models.labels import hard_labels
 from rlef.config import ModelSection, RandomInit
-from rlef.evolution.labels import bisection, hard_labels, monte_carlo
+from rlef.evolution.labels import bisection, monte_carlo
 from rlef.models import decode, load_policy, load_tokenizer, model_folder, pick_device, prefix_ids, prompt_ids, stop_ids
 from rlef.prompts import split_answer
 from rlef.rollout.base import SampleRequest, SamplingParams

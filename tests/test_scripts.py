@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from reward_models.process import ProcessRewardModel, StepScores
-from rlef.evolution.labels import check_equations
+from rlef.evolution.arithmetic import check_equations
 from rlef.records import Lineage, Problem
 
 

@@ -1,25 +1,21 @@
-"""Labels from judgements and samples: ranks from quality scores, step labels from a calculator and from Monte Carlo."""
+"""Labels from judgements and samples: ranks from quality scores, step labels from Monte Carlo, bisection and arithmetic."""
 
 from __future__ import annotations
 
 import random
 import re
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 
+from reward_models.labels import first_error_labels
 from reward_models.records import RankedItem
-from rlef.answers import as_number, same_answer
+from rlef.answers import same_answer
 from rlef.evolution.ranking import agreed_ranks
 from rlef.records import Aspect, Problem
 from rlef.teacher import ASPECTS, QUALITIES, Quality
 
-# Possessive throughout: with plain quantifiers a run of 20 digits that no "=" follows takes 20 seconds, and each digit doubles it.
-_EQUATION = re.compile(r"((?:[-+*/x×÷\s$()%]|\d[\d,]*+\.?+\d*+)++)=\s*\$?\s*([-+]?\d[\d,]*\.?\d*)")
-_TOKEN = re.compile(r"\d[\d,]*\.?\d*|[-+*/()]")
 _PART = re.compile(r"\d+|[A-Za-z]+|\s+|.", re.DOTALL)
 # Words whose capital letter names nobody.
 _STARTERS = frozenset(("How", "What", "Find", "The", "There", "Then", "If", "At", "By", "Each", "It", "Every", "In", "On", "A", "An"))
-_LONGEST = 120  # characters of an equation
 
 
 def ranked_items(
@@ -53,63 +49,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def check_equations(step: str) -> float | None:
-    """1 where every equation of a step is arithmetically right (to a cent), 0 where one is wrong, None where there is none to check."""
-    verdicts = []
-    for left, right in _EQUATION.findall(step[:2000]):
-        if len(left) > _LONGEST or not any(sign in left for sign in "+-*/x×÷"):
-            continue
-        value, said = _calculate(left), as_number(right)
-        if value is not None and said is not None:
-            verdicts.append(abs(value - said) <= Fraction(1, 100))
-    return None if not verdicts else float(all(verdicts))
-
-
-def _calculate(expression: str) -> Fraction | None:
-    """Exact value of + - * / and brackets over plain numbers; None where it does not parse. No eval: the text is a model's."""
-    text = expression.replace("×", "*").replace("x", "*").replace("÷", "/").replace("$", "").replace(",", "").replace("%", "")
-    tokens = _TOKEN.findall(text)
-    if "".join(tokens) != "".join(text.split()) or len(tokens) > 40:
-        return None
-    position = 0
-
-    def atom() -> Fraction:
-        nonlocal position
-        token = tokens[position]
-        position += 1
-        if token == "(":
-            value = total()
-            if tokens[position] != ")":
-                raise ValueError
-            position += 1
-            return value
-        if token == "-":
-            return -atom()
-        return Fraction(token.rstrip("."))
-
-    def product() -> Fraction:
-        nonlocal position
-        value = atom()
-        while position < len(tokens) and tokens[position] in "*/":
-            sign, position = tokens[position], position + 1
-            value = value * atom() if sign == "*" else value / atom()
-        return value
-
-    def total() -> Fraction:
-        nonlocal position
-        value = product()
-        while position < len(tokens) and tokens[position] in "+-":
-            sign, position = tokens[position], position + 1
-            value = value + product() if sign == "+" else value - product()
-        return value
-
-    try:
-        value = total()
-        return value if position == len(tokens) else None
-    except (ValueError, ZeroDivisionError, IndexError):
-        return None
-
-
 def perturbed(step: str, before: str, rng: random.Random) -> str | None:
     """`step` with one number, sign or name changed: into another of `before` (the problem and its earlier steps), or a number near it.
 
@@ -133,11 +72,6 @@ def perturbed(step: str, before: str, rng: random.Random) -> str | None:
     place, others = rng.choice(choices)
     parts[place] = rng.choice(others)
     return "".join(parts)
-
-
-def calculator_labels(steps: Sequence[str], success: Sequence[float | None]) -> list[float | None]:
-    """A wrong equation is 0; any other step has the success rate of completions from it (Math-Shepherd, arXiv 2312.08935)."""
-    return [0.0 if check_equations(step) == 0.0 else rate for step, rate in zip(steps, success, strict=True)]
 
 
 def monte_carlo(
@@ -178,24 +112,25 @@ def bisection(
     """
     count = len(steps)
     rates: list[float | None] = [None] * (count - 1) + [_rate([final], gold, question)]
-    if rates[-1]:
-        return [1.0] * count, rates
     right, wrong = 0, count  # steps of the longest prefix known to be right, of the shortest known to be wrong
-    while wrong - right > 1:
+    while wrong - right > 1 and not rates[-1]:
         middle = (right + wrong) // 2
         rate = rates[middle - 1] = _rate(completions([steps[:middle]])[0], gold, question)
         right, wrong = (middle, wrong) if rate > threshold else (right, middle)
-    return [1.0] * (wrong - 1) + [0.0] + [None] * (count - wrong), rates
+    return first_error_labels(rates, threshold), rates
 
 
-def hard_labels(rates: Sequence[float | None], threshold: float) -> list[float | None]:
-    """1 where a rate is above `threshold`, else 0; what was not measured stays None."""
-    return [None if rate is None else float(rate > threshold) for rate in rates]
+def exact_labels(equations: Sequence[float | None], correct: bool | None) -> list[float | None]:
+    """Labels from arithmetic and the final answer alone, with no completion: the first wrong equation is 0 and no other step is judged;
+    where there is none and the answer is right, all steps are 1; otherwise nothing is known.
 
-
-def consensus_labels(one: Sequence[float | None], other: Sequence[float | None]) -> list[float | None]:
-    """Labels 0 or 1 that both give alike, else None (consensus filtering of judge and Monte Carlo, arXiv 2501.07301, by step)."""
-    return [label if label == second else None for label, second in zip(one, other, strict=True)]
+    `equations`: what `check_equations` says of each step. A misreading with right arithmetic is never 0, and counts as right where the
+    final answer happens to be.
+    """
+    wrong = [place for place, equation in enumerate(equations) if equation == 0.0]
+    if not wrong:
+        return [1.0 if correct else None] * len(equations)
+    return [0.0 if place == wrong[0] else None for place in range(len(equations))]
 
 
 def agreement(one: Sequence[Sequence[float | None]], other: Sequence[Sequence[float | None]]) -> float | None:

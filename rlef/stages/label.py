@@ -7,36 +7,31 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any, Literal
 
+from reward_models.labels import calculator_labels, consensus_labels, first_error_labels, hard_labels
 from reward_models.records import RankedItem, RankedList, SteppedSolution
 from rlef.answers import canonical, same_answer
-from rlef.config import COMPLETED, LabelStage, ModelSection
+from rlef.config import ANSWERED, COMPLETED, LabelStage, ModelSection
 from rlef.errors import UserError
-from rlef.evolution.labels import (
-    agreement,
-    bisection,
-    calculator_labels,
-    consensus_labels,
-    hard_labels,
-    monte_carlo,
-    perturbed,
-    ranked_items,
-)
+from rlef.evolution.arithmetic import check_equations
+from rlef.evolution.labels import agreement, bisection, exact_labels, monte_carlo, perturbed, ranked_items
 from rlef.evolution.ranking import Judged, order_statistics, shown_orders
-from rlef.evolution.teachers import Teacher, account, overlapped, teaching
+from rlef.evolution.teachers import Teacher, account, in_process, overlapped, teaching
 from rlef.models import Tokenizer, decode, load_policy, load_tokenizer, model_folder, pick_device, prefix_ids, prompt_ids, stop_ids
 from rlef.prompts import split_answer
-from rlef.records import Problem, read_jsonl, write_jsonl
-from rlef.rollout.base import Completion, Generator, SampleRequest, SamplingParams
+from rlef.records import Problem, Record, read_jsonl, write_jsonl
+from rlef.rollout.base import Generator, SampleRequest, SamplingParams, batches
 from rlef.rollout.hf import HFGenerator
 from rlef.rollout.served import ServedGenerator
 from rlef.stages.context import StageContext
+from rlef.stages.shards import Shards
 from rlef.symbolic import SymbolicTeacher
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 CHUNK = 64
+COMPLETED_TOGETHER = 16  # solutions of a shard of completions; each is decoded by itself
 MONTE_CARLO = 1  # second part of the noise key of completions; solutions have 0
 Labels = list[float | None]
 
@@ -50,6 +45,19 @@ class Sampled:
     answer: str | None
     correct: bool | None
     split: Literal["train", "held_out"]
+    temperature: float
+
+
+class Written(Record):
+    """Row of a shard: a solution's text."""
+
+    text: str
+
+
+class Verdicts(Record):
+    """Row of a shard: of each step of a solution a judge's label, or the rate of its completions."""
+
+    steps: tuple[float | None, ...]
 
 
 def run(ctx: StageContext) -> dict:
@@ -57,10 +65,13 @@ def run(ctx: StageContext) -> dict:
     seeds = list(read_jsonl(ctx.inputs["problems"] / "seeds.jsonl", Problem))
     evolved = list(read_jsonl(ctx.inputs["evolved"] / "evolved.jsonl", Problem)) if "evolved" in ctx.inputs else []
     unsolved = list(read_jsonl(ctx.inputs["prompts"] / "prompts.jsonl", Problem)) if "prompts" in ctx.inputs else evolved
-    with teaching(ctx.config, ctx.journal, ctx.operations_file) as teacher:
-        lists, ranking = _rank(ctx, teacher, seeds + evolved)
-        steps, counts = _judge(ctx, teacher, seeds, unsolved or seeds)
+    shards = Shards(ctx, ctx.settings.batch_size, ctx.config.teacher.batch_size)
+    with teaching(ctx.config, ctx.journal if shards.main else None, ctx.operations_file) as teacher:
+        lists, ranking = _rank(ctx, teacher, seeds + evolved) if shards.main else ([], {})
+        steps, counts = _judge(ctx, shards, teacher, seeds, unsolved or seeds)
         spent = account(teacher)
+    if not shards.main:
+        return {}
     write_jsonl(ctx.folder / "rankings.jsonl", lists)
     write_jsonl(ctx.folder / "steps.jsonl", steps)
     judged = [label for row in steps for label in row.labels if label is not None]
@@ -160,12 +171,13 @@ def _trust(ctx: StageContext, lists: Sequence[Ranked]) -> dict[str, Any]:
 
 
 def _judge(
-    ctx: StageContext, teacher: Teacher, seeds: Sequence[Problem], unsolved: Sequence[Problem]
+    ctx: StageContext, shards: Shards, teacher: Teacher, seeds: Sequence[Problem], unsolved: Sequence[Problem]
 ) -> tuple[list[SteppedSolution], dict]:
     """Solutions sampled from the policy, with a label a step.
 
     To problems that it was not fine-tuned on, wherever the method can judge those: what it knows by heart it gets right, and the reward
-    model would learn to tell known prompts from new ones instead of right steps from wrong ones.
+    model would learn to tell known prompts from new ones instead of right steps from wrong ones. A rank with nothing left to do returns
+    no rows.
     """
     settings: LabelStage = ctx.settings
     method = settings.method
@@ -173,8 +185,8 @@ def _judge(
         known = isinstance(teacher, SymbolicTeacher) and all(problem.truth is not None for problem in seeds)
         answered = all(problem.answer is not None for problem in seeds)
         method = "symbolic" if known else "calculator" if answered else "judge"
-    # Completions are compared with training answers, which evolved problems do not have.
-    pool = [problem for problem in seeds if problem.answer is not None] if method in COMPLETED else unsolved
+    # Evolved problems have no answers to compare with.
+    pool = [problem for problem in seeds if problem.answer is not None] if method in ANSWERED else unsolved
     if not pool:
         raise UserError(f"{ctx.name}.method: {method} needs problems with known answers", fix="use method: judge")
     chosen = random.Random(f"solutions/{ctx.seed}").sample(pool, min(settings.count, len(pool)))
@@ -189,7 +201,7 @@ def _judge(
         generator = ServedGenerator(settings.server, str(folder), concurrency=settings.batch_size)
         generator.check(policy, prompt_ids(tokenizer, chosen[0].question, ctx.config.model))
     params = SamplingParams(settings.max_tokens, settings.temperature, stops)
-    solutions, empty = _solutions(ctx, tokenizer, stops, chosen, _sample(ctx, generator, params, tokenizer, chosen))
+    solutions, empty = _solutions(ctx, chosen, _sample(ctx, shards, generator, params, tokenizer, chosen))
     counts: dict = {"method": method, "without_steps": empty}
     if settings.balance:
         before = len(solutions)
@@ -198,21 +210,37 @@ def _judge(
         if all(row.split == "held_out" for row in solutions):
             raise UserError(f"{ctx.name}.balance: every training solution is right", fix="use harder problems, or balance: false")
 
-    # 2. Judge.
+    # 2. Complete the beginnings of each solution, and let the teacher judge.
     if method == "symbolic" and not isinstance(teacher, SymbolicTeacher):
         raise UserError(f"{ctx.name}.method: symbolic needs teacher.kind: symbolic", fix="use judge or calculator")
-    judged = _judged(ctx, teacher, solutions) if method not in COMPLETED or settings.consensus else []
-    labels, rates, labeller = judged, [None] * len(solutions), teacher.name
-    if method in COMPLETED:
-        labels, rates = _completed(ctx, method, generator, params, tokenizer, solutions)
-        labeller = "calculator+monte_carlo" if method == "calculator" else method
-        if settings.consensus:
-            counts["agreement"] = agreement(judged, labels)
-            labels = [consensus_labels(*pair) for pair in zip(judged, labels, strict=True)]
-            labeller = f"{labeller} and {teacher.name}"
+    rates = _completed(ctx, shards, method, generator, params, tokenizer, solutions) if method in COMPLETED else None
+    if not (shards.main or in_process(teacher)):
+        return [], {}
+    judged = None
+    if method not in ANSWERED or settings.consensus:
+        judged = _judged(ctx, shards, teacher, "judge", [(row.problem, row.steps) for row in solutions])
+
+    # 3. From verdicts to labels. The rows keep all verdicts: reward_models.labels finds the labels at another threshold in them.
+    equations = [[check_equations(step) for step in row.steps] for row in solutions] if method in ("calculator", "exact") else None
+    labeller = {"judge": teacher.name, "symbolic": teacher.name, "calculator": "calculator+monte_carlo"}.get(method, method)
+    if rates is not None:
+        threshold = (
+            0.0 if settings.threshold is None and settings.consensus else settings.threshold
+        )  # a judge confirms verdicts, not shares
+        labels = _measured(method, rates, equations, threshold)
+    elif equations is not None:
+        labels = [exact_labels(found, row.correct) for found, row in zip(equations, solutions, strict=True)]
+    else:
+        assert judged is not None
+        labels = judged
+    if settings.consensus:
+        assert judged is not None
+        counts["agreement"] = agreement(judged, labels)
+        labels = [consensus_labels(*pair) for pair in zip(judged, labels, strict=True)]
+        labeller = f"{labeller} and {teacher.name}"
     out = []
-    for sampled, row, rate in zip(solutions, labels, rates, strict=True):
-        if all(label is None for label in row):
+    for place, (sampled, row) in enumerate(zip(solutions, labels, strict=True)):
+        if rates is None and all(label is None for label in row):
             continue
         problem = sampled.problem
         out.append(
@@ -222,8 +250,11 @@ def _judge(
                 steps=tuple(sampled.steps),
                 labels=tuple(row),
                 labeller=labeller,
-                rates=None if rate is None else tuple(rate),
-                samples=settings.completions if method in COMPLETED else None,
+                rates=None if rates is None else tuple(rates[place]),
+                samples=None if rates is None else settings.completions,
+                equations=None if equations is None else tuple(equations[place]),
+                judged=tuple(judged[place]) if judged is not None and settings.consensus else None,
+                temperature=sampled.temperature,
                 seed=ctx.seed,
                 depth=problem.depth,
                 answer=canonical(sampled.answer, problem.question) if sampled.answer is not None else None,
@@ -231,53 +262,63 @@ def _judge(
                 split=sampled.split,
             )
         )
-    if not out:
-        raise UserError(f"{ctx.name}: the judge judged no step", fix="use another teacher, or method: calculator")
-    counts["unjudged"] = len(solutions) - len(out)
-    if settings.perturbed and method not in COMPLETED:
-        out += _perturb(ctx, teacher, out, {problem.id: problem for problem in chosen})
+    counts["unjudged"] = sum(all(label is None for label in row) for row in labels)
+    if counts["unjudged"] == len(solutions):
+        raise UserError(f"{ctx.name}: {labeller} judged no step", fix="use another teacher, or another method")
+    if settings.perturbed and method not in ANSWERED:
+        out += _perturb(ctx, shards, teacher, out, {problem.id: problem for problem in chosen})
     return out, counts
 
 
 def _sample(
-    ctx: StageContext, generator: Generator, params: SamplingParams, tokenizer: Tokenizer, problems: Sequence[Problem]
-) -> list[Completion]:
-    """`samples` solutions a problem, in order; the temperatures take turns over them all."""
+    ctx: StageContext, shards: Shards, generator: Generator, params: SamplingParams, tokenizer: Tokenizer, problems: Sequence[Problem]
+) -> list[str]:
+    """The texts of `samples` solutions a problem, in order; the temperatures take turns over them all. A shard is decoded together."""
     settings: LabelStage = ctx.settings
     requests = [
         SampleRequest(tuple(prompt_ids(tokenizer, problem.question, ctx.config.model)), (ctx.seed, 0, int(problem.id, 16), sample))
         for problem in problems
         for sample in range(settings.samples)
     ]
-    temperatures = settings.temperatures or [settings.temperature]
-    out: dict[int, Completion] = {}
+    temperatures = _temperatures(settings)
+    pieces: list[tuple[float, list[int]]] = []  # temperature, places
+    for turn, temperature in enumerate(temperatures):
+        places = range(turn, len(requests), len(temperatures))
+        together = batches([requests[place] for place in places], settings.batch_size)
+        pieces += [(temperature, [places[index] for index in rows]) for rows in together]
+
+    def write(piece: tuple[float, list[int]]) -> list[Written]:
+        done = generator.generate([requests[place] for place in piece[1]], replace(params, temperature=piece[0]))
+        return [Written(text=decode(tokenizer, one.tokens, params.stop_ids)) for one in done]
+
     with ctx.tracker.progress(f"{ctx.name}: sample", len(requests)) as advance:
-        for turn, temperature in enumerate(temperatures):
-            places = range(turn, len(requests), len(temperatures))
-            asked = [requests[place] for place in places]
-            out |= zip(places, generator.generate(asked, replace(params, temperature=temperature), advance), strict=True)
-    return [out[place] for place in range(len(requests))]
+        written = shards.rows("sample", pieces, write, Written, advance)
+    text = dict(zip(chain.from_iterable(places for _, places in pieces), (row.text for row in written), strict=True))
+    return [text[place] for place in range(len(requests))]
 
 
-def _solutions(
-    ctx: StageContext, tokenizer: Tokenizer, stops: tuple[int, ...], problems: Sequence[Problem], completions: Sequence[Completion]
-) -> tuple[list[Sampled], int]:
+def _temperatures(settings: LabelStage) -> list[float]:
+    return settings.temperatures or [settings.temperature]
+
+
+def _solutions(ctx: StageContext, problems: Sequence[Problem], texts: Sequence[str]) -> tuple[list[Sampled], int]:
     """The solutions with a step, equal ones to one problem once; and how many have none. Problems before the boundary are held out."""
     settings: LabelStage = ctx.settings
     boundary = _held_out(len(problems), settings.held_out_fraction)
+    temperatures = _temperatures(settings)
     rows: dict[tuple[str, str], Sampled] = {}
     empty = 0
-    for index, completion in enumerate(completions):
+    for index, text in enumerate(texts):
         place = index // settings.samples
         problem = problems[place]
-        text = decode(tokenizer, completion.tokens, stops)
         steps, answer = split_answer(text, ctx.config.model)
         empty += not steps
         if steps:
             correct = None
             if problem.answer is not None:
                 correct = answer is not None and same_answer(answer, problem.answer, problem.question)
-            rows.setdefault((problem.id, text), Sampled(problem, steps, answer, correct, "held_out" if place < boundary else "train"))
+            split: Literal["train", "held_out"] = "held_out" if place < boundary else "train"
+            rows.setdefault((problem.id, text), Sampled(problem, steps, answer, correct, split, temperatures[index % len(temperatures)]))
     if not rows:
         raise UserError(f"{ctx.name}: the policy wrote no step at all", fix="train the policy longer, or raise label.max_tokens")
     return list(rows.values()), empty
@@ -291,18 +332,21 @@ def _balanced(solutions: Sequence[Sampled], rng: random.Random) -> list[Sampled]
     return [row for place, row in enumerate(solutions) if place not in dropped]
 
 
-def _judged(ctx: StageContext, teacher: Teacher, solutions: Sequence[Sampled]) -> list[Labels]:
-    labels: list[Labels] = []
-    groups = [solutions[start : start + CHUNK] for start in range(0, len(solutions), CHUNK)]
-    calls = (partial(teacher.judge_steps, [row.problem for row in group], [row.steps for row in group], seed=ctx.seed) for group in groups)
-    with ctx.tracker.progress(f"{ctx.name}: judge", len(solutions)) as advance:
-        for judged in overlapped(teacher, calls, CHUNK):
-            labels += judged
-            advance(len(judged))
-    return labels
+def _judged(ctx: StageContext, shards: Shards, teacher: Teacher, part: str, asked: Sequence[tuple[Problem, Sequence[str]]]) -> list[Labels]:
+    """The teacher's labels of each solution's steps."""
+
+    def ask(group: Sequence[tuple[Problem, Sequence[str]]]) -> list[Verdicts]:
+        labels = teacher.judge_steps([problem for problem, _ in group], [steps for _, steps in group], seed=ctx.seed)
+        return [Verdicts(steps=tuple(row)) for row in labels]
+
+    groups = [asked[start : start + CHUNK] for start in range(0, len(asked), CHUNK)]
+    with ctx.tracker.progress(f"{ctx.name}: {part}", len(asked)) as advance:
+        return [list(row.steps) for row in shards.asked(part, teacher, groups, ask, Verdicts, advance, answers=CHUNK)]
 
 
-def _perturb(ctx: StageContext, teacher: Teacher, rows: Sequence[SteppedSolution], problems: dict[str, Problem]) -> list[SteppedSolution]:
+def _perturb(
+    ctx: StageContext, shards: Shards, teacher: Teacher, rows: Sequence[SteppedSolution], problems: dict[str, Problem]
+) -> list[SteppedSolution]:
     """Right beginnings of training solutions whose last step is changed in one place. Held-out rows stay what the policy itself writes."""
     settings: LabelStage = ctx.settings
     rng = random.Random(f"perturbed/{ctx.seed}")
@@ -315,51 +359,51 @@ def _perturb(ctx: StageContext, teacher: Teacher, rows: Sequence[SteppedSolution
                 changed = perturbed(row.steps[last], " ".join((row.question, *row.steps[:last])), rng)
                 if changed is not None:
                     wanted[row.problem_id, (*row.steps[:last], changed)] = row
-    asked = list(wanted.items())
+    verdicts = _judged(ctx, shards, teacher, "perturb", [(problems[problem], written) for problem, written in wanted])
     out = []
-    groups = [asked[start : start + CHUNK] for start in range(0, len(asked), CHUNK)]
-    calls = (
-        partial(
-            teacher.judge_steps,
-            [problems[problem] for (problem, _), _ in group],
-            [written for (_, written), _ in group],
-            seed=ctx.seed,
-        )
-        for group in groups
-    )
-    with ctx.tracker.progress(f"{ctx.name}: perturb", len(asked)) as advance:
-        for group, judged in zip(groups, overlapped(teacher, calls, CHUNK), strict=True):
-            for labels, ((_, written), row) in zip(judged, group, strict=True):
-                if any(label is not None for label in labels):
-                    fields = {"steps": written, "labels": tuple(labels), "labeller": f"{row.labeller}, perturbed"}
-                    out.append(row.model_copy(update=fields | {"answer": None, "correct": None}))
-            advance(len(group))
+    for labels, ((_, written), row) in zip(verdicts, wanted.items(), strict=True):
+        if any(label is not None for label in labels):
+            fields = {"steps": written, "labels": tuple(labels), "labeller": f"{row.labeller}, perturbed"}
+            out.append(row.model_copy(update=fields | {"answer": None, "correct": None, "temperature": None}))
     return out
 
 
 def _completed(
-    ctx: StageContext, method: str, generator: Generator, params: SamplingParams, tokenizer: Tokenizer, solutions: Sequence[Sampled]
-) -> tuple[list[Labels], list[Labels]]:
-    """Labels and rates of each solution, from completions of the policy itself against training answers."""
+    ctx: StageContext,
+    shards: Shards,
+    method: str,
+    generator: Generator,
+    params: SamplingParams,
+    tokenizer: Tokenizer,
+    solutions: Sequence[Sampled],
+) -> list[Labels]:
+    """The rates of each solution's steps, from completions of the policy itself against training answers."""
     settings: LabelStage = ctx.settings
-    threshold = settings.threshold if settings.threshold is not None or not settings.consensus else 0.0
-    labels, rates = [], []
-    with ctx.tracker.progress(f"{ctx.name}: {method}", len(solutions)) as advance:
-        for number, row in enumerate(solutions):
-            complete = completer(
-                generator, params, tokenizer, ctx.config.model, row.problem.question, (ctx.seed, MONTE_CARLO, number), settings.completions
-            )
+
+    def measure(numbers: Sequence[int]) -> list[Verdicts]:
+        rows = []
+        for number in numbers:
+            row = solutions[number]
+            key = (ctx.seed, MONTE_CARLO, number)
+            complete = completer(generator, params, tokenizer, ctx.config.model, row.problem.question, key, settings.completions)
             arguments = row.steps, str(row.problem.answer), complete, row.answer, row.problem.question
-            if method == "bisection":
-                label, rate = bisection(*arguments, threshold or 0.0)
-            else:
-                rate = monte_carlo(*arguments)
-                label = calculator_labels(row.steps, rate) if method == "calculator" else rate
-                label = label if threshold is None else hard_labels(label, threshold)
-            labels.append(label)
-            rates.append(rate)
-            advance(1)
-    return labels, rates
+            rates = bisection(*arguments, settings.threshold or 0.0)[1] if method == "bisection" else monte_carlo(*arguments)
+            rows.append(Verdicts(steps=tuple(rates)))
+        return rows
+
+    every = range(len(solutions))
+    pieces = [every[start : start + COMPLETED_TOGETHER] for start in range(0, len(every), COMPLETED_TOGETHER)]
+    with ctx.tracker.progress(f"{ctx.name}: {method}", len(solutions)) as advance:
+        return [list(row.steps) for row in shards.rows(method, pieces, measure, Verdicts, advance)]
+
+
+def _measured(method: str, rates: Sequence[Labels], equations: Sequence[Labels] | None, threshold: float | None) -> list[Labels]:
+    """Labels from rates of completions, and from equations where the method looks at them. `threshold` None: soft, where it can be."""
+    if method == "bisection":
+        return [first_error_labels(row, threshold or 0.0) for row in rates]
+    if equations is not None:
+        rates = [calculator_labels(*pair) for pair in zip(equations, rates, strict=True)]
+    return [row if threshold is None else hard_labels(row, threshold) for row in rates]
 
 
 def completer(

@@ -13,17 +13,7 @@ from rlef.config import ModelSection, RandomInit
 from rlef.evolution.chat import ChatTeacher, parse_first_error, parse_quality
 from rlef.evolution.decontamination import Duplicates
 from rlef.evolution.elimination import eliminated_by
-from rlef.evolution.labels import (
-    agreement,
-    bisection,
-    calculator_labels,
-    check_equations,
-    consensus_labels,
-    hard_labels,
-    monte_carlo,
-    perturbed,
-    ranked_items,
-)
+from rlef.evolution.labels import agreement, bisection, exact_labels, monte_carlo, perturbed, ranked_items
 from rlef.records import Problem, Solution, problem_id
 from rlef.stages.respond import choose_solution
 from rlef.teacher import Quality
@@ -110,27 +100,6 @@ def test_ranks_share_ties():
     assert [(item.text, item.rank) for item in items] == [("q1", 0), ("q0", 1), ("q3", 1), ("q4", 2)] and items[2].kind == "x"
 
 
-@pytest.mark.parametrize(
-    "step,label",
-    [
-        ("48/2 = 24 clips", 1.0),
-        ("She earns $12 x 5 = $60", 1.0),
-        ("2+3=6", 0.0),
-        ("(2+3)*4=20, so 20-1=18", 0.0),
-        ("no sum here", None),
-        ("1/3 = 0.33", 1.0),
-        ("9**9**9=1", None),
-        ("5/0=1", None),
-        ("(" * 500 + "1=1", None),
-        ("1/3 is 0." + "3" * 1900, None),
-        ("So. 3 + 4 = 7", 1.0),
-        ("$1,000 x 2 = $2,000 and 2+2=5", 0.0),
-    ],
-)
-def test_calculator(step, label):
-    assert check_equations(step) == label
-
-
 def test_monte_carlo_against_hand_counts():
     asked = []
 
@@ -140,7 +109,6 @@ def test_monte_carlo_against_hand_counts():
 
     rates = monte_carlo(["a", "b", "c"], "7", completions, "7")
     assert rates == [0.5, 0.0, 1.0] and asked == [["a"], ["a", "b"]]
-    assert calculator_labels(["1+1=3", "b", "c"], rates) == [0.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize("count", [1, 2, 8, 9, 16])
@@ -171,10 +139,14 @@ def test_bisection_by_threshold_and_verdicts_by_value():
 
     assert bisection(list("abcd"), "7", completions, None) == ([1.0, 1.0, 1.0, 0.0], [None, 0.5, 0.25, 0.0])
     assert bisection(list("abcd"), "7", completions, None, threshold=0.5) == ([1.0, 0.0, None, None], [0.75, 0.5, None, 0.0])
-    assert hard_labels([0.75, 0.5, None, 0.0], 0.5) == [1.0, 0.0, None, 0.0]
     judged, sampled = [1.0, 1.0, 0.0, None], [1.0, 0.0, None, None]
-    assert consensus_labels(judged, sampled) == [1.0, None, None, None]
     assert agreement([judged, [1.0]], [sampled, [1.0]]) == 2 / 3 and agreement([[None]], [[1.0]]) is None
+
+
+def test_exact_labels_by_value():
+    assert exact_labels([1.0, None, 1.0], True) == [1.0, 1.0, 1.0]
+    assert exact_labels([1.0, None, 1.0], False) == [None] * 3 == exact_labels([1.0, None, 1.0], None)
+    assert exact_labels([1.0, 0.0, None, 0.0], True) == [None, 0.0, None, None] == exact_labels([1.0, 0.0, None, 0.0], False)
 
 
 def solution(answer, steps=("s",)):

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from reward_models.labels import at_threshold
 from reward_models.records import SteppedSolution
 from rlef import pipeline
 from rlef.config import Config
@@ -20,6 +21,7 @@ from rlef.run_dir import RunDir
 from rlef.stages import label
 from rlef.stages.context import StageContext
 from rlef.stages.label import MONTE_CARLO, _judge, _perturb, _rank
+from rlef.stages.shards import Shards
 from rlef.symbolic import SymbolicTeacher, make_problems
 from rlef.symbolic.teacher import judge
 from rlef.tracking import Tracker
@@ -44,7 +46,7 @@ def test_perturbed_steps_end_right_beginnings_of_training_solutions_and_are_judg
         solution(held_out, split="held_out"),
         solution(wrong, steps=broken, labels=(0.0,) * len(broken), correct=False),
     ]
-    made = _perturb(ctx, SymbolicTeacher(), rows, PROBLEMS)
+    made = _perturb(ctx, Shards(ctx), SymbolicTeacher(), rows, PROBLEMS)
     whole = {row.problem_id: row.steps for row in rows}
     assert len(made) > 2 * len(others) and len({(row.problem_id, row.steps) for row in made}) == len(made)
     assert not {held_out.id, wrong.id} & {row.problem_id for row in made}
@@ -80,17 +82,19 @@ class Policy:
 
 
 @pytest.fixture
-def labelled(tiny_folder, tmp_path, monkeypatch):
+def labelled(tiny_folder, tmp_path_factory, monkeypatch):
     """Settings of the label stage -> rows, counts and the temperature of each solution."""
 
-    def run(teacher=None, right=lambda key: key[-1] % 3 != 0, **settings):
+    def run(teacher=None, right=lambda key: key[-1] % 3 != 0, problems=None, **settings):
         policy = Policy(tiny_folder, right)
         monkeypatch.setattr(label, "HFGenerator", lambda *_: policy)
         stage = {"kind": "label", "count": 20, "samples": 6, "completions": 4, **settings}
         config = Config.model_validate({"model": {"random": {}}, "stages": {"label": stage}})
-        ctx = StageContext("label", config, config.stages["label"], {"policy": tiny_folder}, tmp_path, Tracker.null())
-        problems = list(PROBLEMS.values())
-        return *_judge(ctx, teacher or SymbolicTeacher(), problems, problems), policy.solved
+        ctx = StageContext(
+            "label", config, config.stages["label"], {"policy": tiny_folder}, tmp_path_factory.mktemp("label"), Tracker.null()
+        )
+        problems = problems or list(PROBLEMS.values())
+        return *_judge(ctx, Shards(ctx), teacher or SymbolicTeacher(), problems, problems), policy.solved
 
     return run
 
@@ -130,7 +134,7 @@ def test_consensus_drops_the_steps_that_the_judge_sees_otherwise(labelled):
     sure, _, _ = labelled(method="monte_carlo", threshold=0.0)
     verdicts = [verdict for row in sure for verdict in row.labels[:-1]]
     assert counts["agreement"] == sum(verdicts) / len(verdicts) < 1
-    assert counts["unjudged"] == 60 - len(rows) == sum(not any(row.labels) for row in sure)
+    assert counts["unjudged"] == sum(not any(row.labels) for row in rows) == sum(not any(row.labels) for row in sure) > 0
     assert all(given in (1.0, None) for row in rows for given in row.labels)
     with pytest.raises(ValueError, match="consensus"):
         labelled(method="judge", consensus=True)
@@ -141,7 +145,36 @@ def test_temperatures_take_turns(labelled):
     assert len(solved) == 60 and sorted(solved.values()) == [0.5] * 30 + [1.5] * 30
     assert all({solved[other] for other in solved if other[2] == key[2]} == {0.5, 1.5} for key in solved)  # each problem has both
     alone, _, default = labelled(method="symbolic", samples=3)
-    assert set(default.values()) == {1.0} and alone == rows  # in this policy temperature changes nothing, nor may the order of rows
+    assert set(default.values()) == {1.0} == {row.temperature for row in alone}
+    for row in rows:
+        key = min(key for key in solved if key[2] == int(row.problem_id, 16) and (key[-1] % 3 != 0) == row.correct)
+        assert row.temperature == solved[key]  # of equal texts the first is kept
+    bare = [row.model_copy(update={"temperature": 1.0}) for row in rows]
+    assert alone == bare  # in this policy temperature changes nothing, nor may the order of rows
+
+
+@pytest.mark.parametrize("method", ["monte_carlo", "bisection", "calculator"])
+@pytest.mark.parametrize("consensus", [False, True])
+def test_rows_keep_every_verdict_so_that_another_threshold_needs_no_new_call(labelled, method, consensus):
+    rows, _, _ = labelled(method=method, consensus=consensus, threshold=0.0)
+    other, _, _ = labelled(method=method, consensus=consensus, threshold=0.6)
+    assert [at_threshold(row, 0.0) for row in rows] == rows and [at_threshold(row, 0.6) for row in other] == other
+    assert all((row.judged is not None) == consensus and (row.equations is not None) == (method == "calculator") for row in rows)
+    assert rows != other
+    if method != "bisection":  # which measures other beginnings where it holds them against another share
+        assert [at_threshold(row, 0.6) for row in rows] == other
+
+
+def test_exact_labels_come_from_arithmetic_and_the_answer_alone(labelled):
+    rows, counts, _ = labelled(method="exact", perturbed=2)
+    assert counts["unjudged"] == 0 and len(rows) == 60 and {row.labeller for row in rows} == {"exact"}
+    for row in rows:
+        known = truth(row)
+        error = known.index(0.0) if 0.0 in known else None
+        assert list(row.labels) == (known if error is None else [0.0 if place == error else None for place in range(len(known))])
+        assert row.rates is None and row.samples is None and row.equations is not None
+    with pytest.raises(UserError, match="needs problems with known answers"):
+        labelled(method="exact", problems=[problem.model_copy(update={"answer": None}) for problem in PROBLEMS.values()])
 
 
 def test_balance_drops_right_solutions_of_the_training_split_alone(labelled):
