@@ -31,7 +31,10 @@ def evolve_table(result: Mapping[str, Any], folder: Path, problems: Path | None)
 
 
 def label_table(result: Mapping[str, Any], folder: Path) -> str:
-    rows = [(name.replace("_", " "), value) for name, value in result.items() if isinstance(value, int | float | str)]
+    rows: list[Row] = []
+    for name, value in result.items():
+        parts = value.items() if name == "ranking" else [(name, value)]
+        rows += [(part.replace("_", " "), one) for part, one in parts if isinstance(one, int | float | str)]
     return "\n".join([*_aligned([*rows, *_teacher(result)]), *_label_examples(folder)])
 
 

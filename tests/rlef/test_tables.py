@@ -58,10 +58,22 @@ def test_label_shows_a_list_and_a_judged_solution(tmp_path):
     right = SteppedSolution(problem_id="p", question="Q?", steps=("a",), labels=(1.0,), labeller="t")
     wrong = SteppedSolution(problem_id="p", question="Q?", steps=("a", "b", "c"), labels=(1.0, 0.25, None), labeller="judge")
     write_jsonl(tmp_path / "steps.jsonl", [right, wrong])
-    lines = label_table({"lists": 1, "right_steps": 0.5, "method": "judge", "agreement": None}, tmp_path).splitlines()
-    assert [line.split() for line in lines[:3]] == [["lists", "1"], ["right", "steps", "0.5"], ["method", "judge"]]
-    assert [line.split() for line in lines[3:6]] == [["ranked"], ["best", "Good?"], ["worst", "Bad?"]]
-    assert [line.split() for line in lines[6:]] == [["judged", "by", "judge"], ["Q?"], ["1.00", "a"], ["0.25", "b"], ["?", "c"]]
+    result = {
+        "lists": 1,
+        "right_steps": 0.5,
+        "method": "judge",
+        "agreement": None,
+        "ranking": {"flip_rate": 0.25, "position_means": [1, 2]},
+    }
+    lines = label_table(result, tmp_path).splitlines()
+    assert [line.split() for line in lines[:4]] == [
+        ["lists", "1"],
+        ["right", "steps", "0.5"],
+        ["method", "judge"],
+        ["flip", "rate", "0.25"],
+    ]
+    assert [line.split() for line in lines[4:7]] == [["ranked"], ["best", "Good?"], ["worst", "Bad?"]]
+    assert [line.split() for line in lines[7:]] == [["judged", "by", "judge"], ["Q?"], ["1.00", "a"], ["0.25", "b"], ["?", "c"]]
 
 
 def test_the_table_comes_with_the_stage_alone(tmp_path, capsys):
