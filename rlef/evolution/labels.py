@@ -137,3 +137,8 @@ def agreement(one: Sequence[Sequence[float | None]], other: Sequence[Sequence[fl
     """Share of alike labels among the steps that both label; None where there is no such step."""
     pairs = [pair for rows in zip(one, other, strict=True) for pair in zip(*rows, strict=True) if None not in pair]
     return sum(label == second for label, second in pairs) / len(pairs) if pairs else None
+
+
+def held_out_count(count: int, fraction: float) -> int:
+    """How many of `count` are kept for evaluating: one at least, and never all."""
+    return min(count - 1, max(1, round(count * fraction)))

@@ -18,9 +18,9 @@ from rlef.models import load_tokenizer
 from rlef.records import Problem, problem_id, write_jsonl
 from rlef.rollout.base import Completion
 from rlef.run_dir import RunDir
-from rlef.stages import label
+from rlef.stages import label, step_labels
 from rlef.stages.context import StageContext
-from rlef.stages.label import MONTE_CARLO, _judge, _perturb, _rank
+from rlef.stages.rankings import rank
 from rlef.stages.shards import Shards
 from rlef.symbolic import SymbolicTeacher, make_problems
 from rlef.symbolic.teacher import judge
@@ -46,7 +46,7 @@ def test_perturbed_steps_end_right_beginnings_of_training_solutions_and_are_judg
         solution(held_out, split="held_out"),
         solution(wrong, steps=broken, labels=(0.0,) * len(broken), correct=False),
     ]
-    made = _perturb(ctx, Shards(ctx), SymbolicTeacher(), rows, PROBLEMS)
+    made = step_labels._perturb(ctx, Shards(ctx), SymbolicTeacher(), rows, PROBLEMS)
     whole = {row.problem_id: row.steps for row in rows}
     assert len(made) > 2 * len(others) and len({(row.problem_id, row.steps) for row in made}) == len(made)
     assert not {held_out.id, wrong.id} & {row.problem_id for row in made}
@@ -73,7 +73,7 @@ class Policy:
         text = self.tokenizer.decode(request.prompt_ids)
         problem = next(one for one in PROBLEMS.values() if one.question in text)
         steps, sample = problem.solution, request.key[-1]
-        if request.key[1] == MONTE_CARLO:
+        if request.key[1] == step_labels.MONTE_CARLO:
             return [f"#### {0 if sample % 2 or 'Nobody' in text else problem.answer}"]
         self.solved[request.key] = params.temperature
         if self.right(request.key):
@@ -87,14 +87,14 @@ def labelled(tiny_folder, tmp_path_factory, monkeypatch):
 
     def run(teacher=None, right=lambda key: key[-1] % 3 != 0, problems=None, **settings):
         policy = Policy(tiny_folder, right)
-        monkeypatch.setattr(label, "HFGenerator", lambda *_: policy)
+        monkeypatch.setattr(step_labels, "HFGenerator", lambda *_: policy)
         stage = {"kind": "label", "count": 20, "samples": 6, "completions": 4, **settings}
         config = Config.model_validate({"model": {"random": {}}, "stages": {"label": stage}})
         ctx = StageContext(
             "label", config, config.stages["label"], {"policy": tiny_folder}, tmp_path_factory.mktemp("label"), Tracker.null()
         )
         problems = problems or list(PROBLEMS.values())
-        return *_judge(ctx, Shards(ctx), teacher or SymbolicTeacher(), problems, problems), policy.solved
+        return *step_labels.judge(ctx, Shards(ctx), teacher or SymbolicTeacher(), problems, problems), policy.solved
 
     return run
 
@@ -235,7 +235,7 @@ def ranked(tmp_path):
         config = Config.model_validate({"model": {"random": {}}, "teacher": teacher, "stages": stages})
         tracker = Tracker("label", tmp_path / "metrics.jsonl", quiet=True)
         ctx = StageContext("label", config, config.stages["label"], {}, tmp_path, tracker)
-        lists, counts = _rank(ctx, ChatTeacher(chat, config.model, temperature=0.7, max_tokens=64), SEEDS)
+        lists, counts = rank(ctx, ChatTeacher(chat, config.model, temperature=0.7, max_tokens=64), SEEDS)
         return lists, counts["ranking"], [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
 
     return run
@@ -348,7 +348,7 @@ def test_a_server_samples_solutions_and_completions_after_its_probe(labelled, ti
             self.checked = self.tokenizer.decode(prompt)
             assert not self.solved and model.config.model_type == "llama"
 
-    monkeypatch.setattr(label, "ServedGenerator", Served)
+    monkeypatch.setattr(step_labels, "ServedGenerator", Served)
     own, counts, solved = labelled(method="monte_carlo")
     served, others, here = labelled(method="monte_carlo", server="http://here/v1", batch_size=7)
     assert (served, others) == (own, counts) and here == {} and len(solved) == 120
