@@ -49,7 +49,7 @@ class RandomInit(Section):
 
 
 class ModelSection(Section):
-    """The policy that SFT starts from: exactly one of `path` and `random`."""
+    """The policy that SFT starts from: exactly one of `path` and `random`; neither where stages make data alone."""
 
     path: str | None = Field(
         default=None, description="hub id, folder for from_pretrained, or package:NAME for an installed package that ships weights"
@@ -489,7 +489,7 @@ class Config(Section):
     """A whole run."""
 
     run: RunSection = RunSection()
-    model: ModelSection
+    model: ModelSection = ModelSection()
     teacher: TeacherSection = TeacherSection()
     tracking: TrackingSection = TrackingSection()
     launch: LaunchSection = LaunchSection()
@@ -500,7 +500,8 @@ class Config(Section):
         """Rules between sections; all broken ones are named at once."""
         wrong: list[str] = []
         model = self.model
-        if (model.path is None) == (model.random is None):
+        given = (model.path is not None) + (model.random is not None)
+        if given > 1 or (not given and any(stage.kind not in WITHOUT_MODEL for stage in self.stages.values())):
             wrong.append("model: give exactly one of `path` and `random` (on the command line `model.random=null` takes the other away)")
         if "{question}" not in model.prompt_template:
             wrong.append("model.prompt_template: {question} must stand in it, or the model never sees the question")
@@ -591,6 +592,7 @@ class Config(Section):
         return [stage.path for stage in self.stages.values() if stage.kind == "evaluate" and stage.path]
 
 
+WITHOUT_MODEL = frozenset({"problems", "method", "evolve", "respond", "report"})
 RESERVED = frozenset({"base", "none", "superseded", "wandb", "run", "model", "teacher", "tracking", "launch", "stages"})
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HEAD_SIZES = (32, 64, 80, 96, 112, 128)  # that vLLM's CPU attention knows

@@ -144,7 +144,9 @@ def stage_bytes(parameters: int, kind: str, *, weight_bytes: int = 4, zero: int 
 
 
 def describe(config: Config) -> list[str]:
-    """Lines for `rlef check`."""
+    """Lines for `rlef check`; none for a run without a model."""
+    if config.model.path is None and config.model.random is None:
+        return []
     try:
         shape = model_shape(config.model)
         if not isinstance(shape, dict | None):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from rlef import shapes
 from rlef.cli import main
-from rlef.config import load_config
+from rlef.config import load_config, parse_config
 from rlef.errors import UserError
 
 GOOD = {"model": {"random": {}}, "stages": {"problems": {"seeds": 20, "held_out": 10}, "sft": {"data": "seeds"}}}
@@ -93,3 +94,11 @@ def test_check_loads_no_model_and_shows_the_stages(write, capsys):
     assert main(["check", write(GOOD)]) == 0
     shown = capsys.readouterr().out
     assert "problems" in shown and "to run" in shown and "M parameters" in shown
+
+
+def test_a_run_that_makes_data_alone_needs_no_model():
+    data = {"problems": {"kind": "problems"}, "evolve": {"kind": "evolve"}, "respond": {"kind": "respond"}}
+    config = parse_config({"stages": data}, "c.yaml")
+    assert config.model.path is None and shapes.describe(config) == []
+    with pytest.raises(UserError, match="exactly one of"):
+        parse_config({"stages": data | {"sft": {"kind": "sft"}}}, "c.yaml")
