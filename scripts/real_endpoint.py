@@ -108,7 +108,7 @@ def served(vllm: Path, model: Path, folder: Path, options: Sequence[str]) -> Ite
     log = folder / "server.log"
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "2"}  # GiB
     environment["VLLM_CACHE_ROOT"] = str(folder.resolve() / "cache")
-    environment.pop("OMP_NUM_THREADS", None)  # rlef's, not the server's
+    environment["OMP_NUM_THREADS"] = str(os.cpu_count())  # else vLLM takes one thread
     environment.pop("PYTHONPATH", None)
     began = time.monotonic()
     with log.open("w") as out:
@@ -178,8 +178,11 @@ class Recorder:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 began = time.monotonic()
-                self.server_connection.request("POST", self.path, body, {"Content-Type": "application/json"})
-                response = self.server_connection.getresponse()
+                try:
+                    response = self._passed_on(body)
+                except (http.client.RemoteDisconnected, ConnectionError):  # the server closes connections that were idle
+                    self.server_connection.close()
+                    response = self._passed_on(body)
                 answer = response.read()
                 ended = time.monotonic()
                 if response.status == 200:
@@ -190,6 +193,10 @@ class Recorder:
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
                 self.wfile.write(answer)
+
+            def _passed_on(self, body: bytes) -> http.client.HTTPResponse:
+                self.server_connection.request("POST", self.path, body, {"Content-Type": "application/json"})
+                return self.server_connection.getresponse()
 
             def finish(self) -> None:
                 self.server_connection.close()

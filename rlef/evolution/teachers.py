@@ -61,6 +61,10 @@ def in_process(teacher: Teacher) -> bool:
     return isinstance(teacher, ChatTeacher) and isinstance(teacher.chat, HFChat)
 
 
+def is_endpoint(teacher: Teacher) -> bool:
+    return _endpoint(teacher) is not None
+
+
 def account(teacher: Teacher) -> dict[str, Any]:
     """The part of a stage's result that says what an endpoint was asked and cost; empty for other teachers."""
     chat = _endpoint(teacher)

@@ -13,7 +13,7 @@ from rlef.config import EvolveStage
 from rlef.evolution.chat import ChatTeacher
 from rlef.evolution.operations import Line, choose_operations, line_of
 from rlef.evolution.sieve import Child, Sieve
-from rlef.evolution.teachers import Teacher, account, overlapped, teaching
+from rlef.evolution.teachers import Teacher, account, is_endpoint, overlapped, teaching
 from rlef.records import Eliminated, Problem, read_jsonl, write_jsonl
 from rlef.sources import read_problems
 from rlef.stages.context import StageContext
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 STAGE_VERSION = 3
 CHUNK = 64  # parents a call of the teacher, for the progress bar
+ENDPOINT_CHUNK = 4  # the same where children are judged while others are still being written; it changes no request
 OUTSIDE = "outside_band"
 
 
@@ -51,6 +52,7 @@ def _evolve(ctx: StageContext, teacher: Teacher) -> dict:
     operations: Counter[str] = Counter()
     made = 0
     wanted = settings.per_round or len(seeds)
+    chunk = ENDPOINT_CHUNK if is_endpoint(teacher) else CHUNK
     first = 1 + max((problem.lineage.round for problem in earlier if problem.lineage), default=0)
     with ctx.tracker.progress(ctx.name, settings.rounds * wanted) as advance:
         for number in range(first, first + settings.rounds):
@@ -68,11 +70,11 @@ def _evolve(ctx: StageContext, teacher: Teacher) -> dict:
 
             # 2. Have them evolved, and sift what comes back.
             calls = (
-                partial(_children, teacher, parents[start : start + CHUNK], chosen[start : start + CHUNK], number, ctx.seed * 10**6 + start)
-                for start in range(0, wanted, CHUNK)
+                partial(_children, teacher, parents[start : start + chunk], chosen[start : start + chunk], number, ctx.seed * 10**6 + start)
+                for start in range(0, wanted, chunk)
             )
             passed: list[Problem] = []
-            for group in overlapped(teacher, calls, CHUNK):
+            for group in overlapped(teacher, calls, chunk):
                 made += len(group)
                 passed += sieve.pass_on(group)
                 advance(len(group))
