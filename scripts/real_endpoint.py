@@ -398,7 +398,9 @@ def measured(stage: str, config: Path, run: Path, recorder: Recorder, options: a
     rlef(stage, config)
     manifest = json.loads((run / stage / "manifest.json").read_text())
     calls = recorder.taken()
+    print(f"load test with the {len(calls)} requests of {stage} ...", flush=True)
     by_stage, direct = load(calls, manifest["seconds"]), load_test(recorder, calls, options.concurrency)
+    print(f"{stage}: {by_stage.speed:.1f} tokens/s, load test: {direct.speed:.1f}, busy {by_stage.speed / direct.speed:.2f}", flush=True)
     return {
         "result": manifest["result"],
         "stage": asdict(by_stage),
