@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import importlib.metadata
 import importlib.util
@@ -95,6 +96,7 @@ REGISTRY: dict[str, Kind] = {
     "report": Kind("rlef.stages.report:run", {}),
 }
 POLICY_KINDS = ("sft", "ppo", "dpo", "rft")
+ASKED_AS = {("label", "templates"): "evolved", ("ppo", "method"): "evolve"}  # a method -> the input whose evolve stage's method it is
 
 
 def resolve_inputs(config: Config, name: str) -> dict[str, str]:
@@ -113,6 +115,12 @@ def resolve_inputs(config: Config, name: str) -> dict[str, str]:
         if given is not None:
             kinds = POLICY_KINDS if key in ("init", "policy") else makers
             resolved[key] = _source(config, f"stages.{name}.{key}", given, earlier, kinds)
+            continue
+        evolve = resolved.get(ASKED_AS.get((stage.kind, key), ""), "")
+        if evolve in config.stages:
+            with contextlib.suppress(UserError):  # it is told of that stage
+                if (method := resolve_inputs(config, evolve).get("method")) is not None:
+                    resolved[key] = method
             continue
         found = next((one for maker in makers for one in reversed(earlier) if config.stages[one].kind == maker), None)
         if found is not None:

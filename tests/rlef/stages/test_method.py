@@ -223,3 +223,16 @@ def test_whoever_evolves_after_it_asks_by_its_templates(tmp_path):
     config = Config.model_validate({"model": {"random": {}}, "teacher": teacher, "stages": data})
     alone = StageContext("label", config, config.stages["label"], {}, tmp_path, Tracker.null())
     assert alone.operations_file == str(tmp_path / "my.yaml")
+
+
+@pytest.mark.parametrize("settings,method", [({"method": "none"}, None), ({"method": "found"}, "found"), ({"method": "method"}, "method")])
+def test_label_and_fresh_rounds_follow_the_evolve_stage_and_not_the_nearest_method(tmp_path, monkeypatch, settings, method):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "found").mkdir()
+    names = ("problems", "method", "method_2", "evolve", "respond", "sft", "label", "irm", "prm")
+    stages = {name: {"kind": name.removesuffix("_2")} for name in names} | {"ppo": {"kind": "ppo", "fresh_every": 5}}
+    config = Config.model_validate(
+        {"model": {"random": {}}, "teacher": TEACHER, "stages": stages | {"evolve": {"kind": "evolve", **settings}}}
+    )
+    inputs = resolve_all(config)
+    assert [inputs[stage].get(key) for stage, key in (("evolve", "method"), ("label", "templates"), ("ppo", "method"))] == [method] * 3
