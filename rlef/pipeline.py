@@ -281,6 +281,10 @@ def fingerprint(config: Config, run: RunDir, name: str, inputs: dict[str, str]) 
         out["operations file"] = outside_digest(file)
     if stage.kind == "evolve" and stage.embedding_model is not None:
         out[f"{name}.embedding_model"] = outside_digest(resolve_path(stage.embedding_model))
+    if stage.kind == "ppo" and stage.fresh_every is not None:
+        # What evolve made may be the same with other settings; what fresh rounds make is not.
+        theirs = fingerprint(config, run, inputs["evolve"], resolve_inputs(config, inputs["evolve"]))
+        out["settings of fresh rounds"] = digest({key: value for key, value in theirs.items() if not key.startswith("input ")})
     if stage.kind == "evolve" or (stage.kind == "problems" and stage.held_out_path is None):
         out["held-out files"] = digest([outside_digest(file) for file in config.held_out_files()])
     for key, source in inputs.items():

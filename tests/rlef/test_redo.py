@@ -163,3 +163,24 @@ def test_a_trainers_own_notes_are_no_output(tmp_path):
     for name in ("training_args.bin", "model.safetensors"):
         (tmp_path / name).touch()
     assert list(folder_digests(tmp_path)) == ["model.safetensors"]
+
+
+def test_an_interrupted_ppo_does_not_go_on_with_fresh_rounds_of_other_settings(run, tmp_path, monkeypatch):
+    names = ("problems", "evolve", "respond", "sft", "label", "irm", "prm")
+    stages = {name: {} for name in names} | {"ppo": {"fresh_every": 2}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"model": {"random": {}}, "stages": stages}, sort_keys=False))
+    begun: list[bool] = []
+
+    def interrupted(config, run_dir, name, folder, inputs, kind):
+        (folder / "out.txt").write_text("same")  # no problem was evolved otherwise
+        if name == "ppo":
+            begun.append((folder / "begun").is_file())
+            (folder / "begun").write_text("")
+            raise KeyboardInterrupt
+        return {}
+
+    monkeypatch.setattr(launch, "run_stage", interrupted)
+    for overrides in ((), (), ("evolve.band=[0.3, 0.9]",), ("evolve.band=[0.3, 0.9]", "evolve.batch_size=8")):
+        with pytest.raises(KeyboardInterrupt):
+            run(*overrides)
+    assert begun == [False, True, False, True]
