@@ -62,6 +62,7 @@ RULES = {
     "held_out_neighbour": "near a held-out test problem for the embedding model",
     "no_question": "asks nothing",
     "held_out_shape": "same calculation as a held-out test problem",
+    "outside_band": "too easy or too hard for the policy, and a parent all the same",
 }
 FLAWS = {
     "ambiguous_reference": "unclear who is meant",
@@ -222,7 +223,7 @@ def _summary(
         "A teacher rewrites seed problems into harder, easier and different ones. Two reward models learn from judged examples: r_I scores a problem, "
         "r_A the steps of an answer, where the worst step counts. The policy then learns to raise r_I × r_A"
     )
-    known = any(stage.get("use_answers") for stage in config["stages"].values())
+    known = any(stage.get("use_answers") for name, stage in config["stages"].items() if kinds[name] in ("ppo", "dpo", "rft"))
     lead += ", with known answers as a check on r_A." if known else "; no known answer enters that reward."
     return f"<h1>{_e(run_dir.resolve().name)}</h1><p>{lead}</p><ul>{''.join(f'<li>{_e(sentence)}' for sentence in sentences)}</ul>"
 

@@ -10,6 +10,7 @@ import yaml
 from rlef.charts import interval_chart, line_chart
 from rlef.errors import UserError
 from rlef.records import Eliminated, Lineage, Problem, Rollout, Truth, problem_id, write_jsonl
+from rlef.stages.evolve import OUTSIDE
 from rlef.stages.report import write_report
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -108,6 +109,23 @@ def test_rewrites_are_marked_and_told_in_plain_words(tmp_path):
     assert "round 2, one more reasoning step:</span> Ann has 2 eggs. She buys 3. <mark>She eats 1.</mark>" in page
     for words in ("Flawed but kept", "nothing is asked", "the teacher refused", "the problem is flawed", "+20.0 points, +10.0 to +30.0"):
         assert words in page, words
+
+
+def test_answers_that_choose_data_are_none_in_the_reward(tmp_path):
+    run = make_run(tmp_path / "run")
+    stages = yaml.safe_load((run / "config.yaml").read_text())["stages"]
+    for ppo in (False, True):
+        stages |= {"respond": {"kind": "respond", "use_answers": True}, "ppo": {"kind": "ppo", "use_answers": ppo}}
+        (run / "config.yaml").write_text(yaml.safe_dump({"stages": stages}))
+        assert ("no known answer enters that reward" in write_report(run).read_text()) is not ppo
+
+
+def test_every_rule_of_elimination_is_told_in_plain_words(tmp_path):
+    run = make_run(tmp_path / "run")
+    manifest = json.loads((run / "evolve" / "manifest.json").read_text())
+    manifest["result"]["eliminated"] = {OUTSIDE: 1}
+    (run / "evolve" / "manifest.json").write_text(json.dumps(manifest))
+    assert "too easy or too hard" in write_report(run).read_text()
 
 
 def test_an_interrupted_stage_is_shown_as_begun(tmp_path):
