@@ -42,8 +42,17 @@ class Sample:
 
 
 def read_prompts(folder: Path, tokenizer: Tokenizer, model: ModelSection, *, use_answers: bool) -> list[Prompt]:
-    """The problems of a respond, evolve or problems stage, or of a JSONL file."""
-    return as_prompts(read_jsonl(prompt_file(folder), Problem), tokenizer, model, use_answers=use_answers)
+    """The problems to practise on, ready to be answered."""
+    return as_prompts(read_practice(folder), tokenizer, model, use_answers=use_answers)
+
+
+def read_practice(folder: Path) -> list[Problem]:
+    """The math problems of a respond, evolve or problems stage, or of a JSONL file. What has no final answer gets r_A = 0 however well it
+    is answered, and would teach to write one."""
+    problems = [problem for problem in read_jsonl(prompt_file(folder), Problem) if problem.domain == "math"]
+    if not problems:
+        raise UserError(f"{folder}: no problem of domain math, and r_A is 0 without a final answer", fix="name math problems as `prompts`")
+    return problems
 
 
 def prompt_file(folder: Path) -> Path:

@@ -20,7 +20,7 @@ from rlef.errors import UserError
 from rlef.models import Tokenizer
 from rlef.records import PassRate, Problem, read_jsonl, write_jsonl
 from rlef.rl.difficulty import pass_rate
-from rlef.rl.sampling import Prompt, Sample, as_prompts, prompt_file, take_prompts
+from rlef.rl.sampling import Prompt, Sample, as_prompts, read_practice, take_prompts
 from rlef.run_dir import RunDir, digest, write_json
 from rlef.stages.context import StageContext
 
@@ -37,7 +37,7 @@ class FreshRounds:
         self._ctx, self._tokenizer, self._settings = ctx, tokenizer, settings
         self._folder = ctx.folder / "fresh"
         # By round, whole: the symbolic teacher needs the truth, which prompts do not have.
-        self._problems: list[list[Problem]] = [list(read_jsonl(prompt_file(ctx.inputs["prompts"]), Problem))]
+        self._problems: list[list[Problem]] = [read_practice(ctx.inputs["prompts"])]
         self._prompts: dict[int, list[Prompt]] = {0: self._ready(self._problems[0])}
 
     def take(self, iteration: int) -> list[Prompt]:
