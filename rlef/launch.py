@@ -94,7 +94,7 @@ def call(
             "run": config.run.model_dump(),
             "model": config.model.model_dump(),
             "teacher": config.teacher.model_dump(exclude={"base_url", "api_key_env"}),
-            "stage": stage.model_dump(mode="json"),
+            "stage": stage.model_dump(mode="json", exclude={"server"}),
             "inputs": inputs,
         }
         tracker = Tracker.open(name, stage.kind, run.root, config.tracking, parameters, run_id=info["wandb"].get(name))

@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from rlef import launch, pipeline
-from rlef.config import load_config
+from rlef.config import load_config, parse_config
 from rlef.errors import UserError
+from rlef.run_dir import RunDir
+from rlef.tracking import Tracker
 
 DATA = {
     "model": {"random": {}},
@@ -126,3 +128,21 @@ def test_summary_is_made_from_manifests(run):
     _, done = run()
     summary = json.loads(done.summary_file.read_text())
     assert summary["stages"]["sft"]["status"] == "done" and summary["stages"]["sft"]["seconds"] >= 0
+
+
+def test_no_address_of_a_server_goes_to_the_tracker(tmp_path, monkeypatch):
+    stages = {name: {"kind": name} for name in ("problems", "sft")} | {
+        "label": {"kind": "label", "server": "http://user:word@inside:8000/v1"}
+    }
+    teacher = {"kind": "openai", "model": "m", "base_url": "http://user:word@inside:9000/v1"}
+    config = parse_config({"model": {"random": {}}, "teacher": teacher, "tracking": {"wandb": "disabled"}, "stages": stages}, "test")
+    told = []
+
+    def opened(*arguments, **options):
+        told.append(str(arguments))
+        return Tracker.null()
+
+    monkeypatch.setattr(launch.Tracker, "open", opened)
+    monkeypatch.setattr("rlef.stages.label.run", lambda ctx: {})
+    launch.call(config, RunDir(tmp_path), "label", tmp_path, {}, "rlef.stages.label:run")
+    assert len(told) == 1 and "'aspects'" in told[0] and "inside" not in told[0]
