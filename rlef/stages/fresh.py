@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rlef.children import wait
 from rlef.config import PpoStage
@@ -61,6 +62,17 @@ class FreshRounds:
             write_jsonl(self._rates_file(iteration), rows)
         return sum(row.pass_rate for row in rows) / max(1, len(rows))
 
+    def account(self) -> dict[str, Any]:
+        """The part of the stage's result that says what an endpoint was asked for all rounds and cost; empty for other teachers."""
+        rounds = RunDir(self._folder)
+        made = [rounds.manifest(_name(number)) for number in range(1, len(self._problems))]
+        spent = [manifest.result["teacher"] for manifest in made if manifest is not None and "teacher" in manifest.result]
+        if not spent:
+            return {}
+        parts = {key: [one[key] for one in spent] for key in spent[-1] if not key.startswith("run_")}
+        total = {key: None if None in values else sum(values) for key, values in parts.items()}  # prices may come with a later start
+        return {"teacher": spent[-1] | total}  # what the whole run has cost stands in the last
+
     def _rates_file(self, iteration: int) -> Path:
         return self._folder / "rates" / f"{iteration:06d}.jsonl"
 
@@ -76,7 +88,7 @@ class FreshRounds:
 
     def _round(self, number: int) -> list[Problem]:
         """The problems of a round: made by the main rank's child process, waited for by the others."""
-        rounds, name = RunDir(self._folder), f"round_{number:03d}"
+        rounds, name = RunDir(self._folder), _name(number)
         if dist.is_main() and rounds.manifest(name) is None:
             self._evolve(number, rounds, name)
         # No collective here: a teacher may take longer than any of their time limits. A main rank that fails ends the others by torchrun.
@@ -125,6 +137,10 @@ class FreshRounds:
         for leftover in (folder / "job.json", answer):
             leftover.unlink()
         return result
+
+
+def _name(number: int) -> str:
+    return f"round_{number:03d}"
 
 
 def _rate(group: Sequence[Sample]) -> float:

@@ -198,6 +198,7 @@ def run(ctx: StageContext) -> dict:
     return {
         "iterations": settings.iterations,
         "samples": settings.iterations * settings.prompts_per_iteration * settings.samples_per_prompt,
+        **(fresh.account() if fresh is not None else {}),
     }
 
 

@@ -14,6 +14,7 @@ from rlef.config import Config
 from rlef.errors import UserError
 from rlef.records import PassRate, Problem, read_jsonl, write_jsonl
 from rlef.rl.sampling import prompt_file
+from rlef.run_dir import RunDir
 from rlef.stages import fresh, ppo
 from rlef.stages.context import StageContext
 from rlef.symbolic import make_problems
@@ -113,7 +114,7 @@ def test_a_round_that_is_there_is_not_made_again_and_a_failed_one_says_why(sourc
             (folder / "error.txt").write_text("teacher.max_cost_usd: the next call could exceed 1 USD")
             return 2
         write_jsonl(folder / "evolved.jsonl", make_problems(3, depths=(2, 2), seed=9, split="train"))
-        (folder / "result.json").write_text('{"made": 8}')
+        (folder / "result.json").write_text('{"made": 8, "teacher": {"calls": 16, "cost_usd": null, "run_paid_calls": 99}}')
         return 0
 
     monkeypatch.setattr(fresh, "wait", child)
@@ -124,10 +125,25 @@ def test_a_round_that_is_there_is_not_made_again_and_a_failed_one_says_why(sourc
     with pytest.raises(UserError, match="fresh round round_001: teacher.max_cost_usd"):
         rounds.take(EVERY)
     fresh_ones = {one.id for one in make_problems(3, depths=(2, 2), seed=9, split="train")}
-    later = [one.problem.id for iteration in (EVERY, EVERY + 1) for one in fresh.FreshRounds(ctx, tokenizer).take(iteration)]
+    rounds = fresh.FreshRounds(ctx, tokenizer)
+    assert rounds.account() == {}
+    later = [one.problem.id for iteration in (EVERY, EVERY + 1) for one in rounds.take(iteration)]
+    assert rounds.account() == {"teacher": {"calls": 16, "cost_usd": None, "run_paid_calls": 99}}
     assert fresh_ones <= set(later) and len(later) == len(set(later)) == EVERY * PROMPTS and len(asked) == 2
     stage = asked[0]["config"]["stages"]["evolve"]
     assert (stage["choose"], stage["rounds"], stage["per_round"], asked[0]["tracked"]) == ("feedback", 1, EVERY * PROMPTS, False)
+
+
+def test_the_stage_tells_what_all_its_rounds_cost(sources, tmp_path, tiny):
+    ctx = context(tmp_path / "run", sources)
+    made = RunDir(tmp_path / "run" / "fresh")
+    for number, (usd, paid) in enumerate([(0.5, 7), (0.25, 9)], 1):
+        folder = made.start(f"round_{number:03d}", {})
+        write_jsonl(folder / "evolved.jsonl", make_problems(3, depths=(2, 2), seed=number, split="train"))
+        made.finish(folder.name, {}, 1.0, {"made": 8, "teacher": {"calls": 4, "cost_usd": usd, "run_paid_calls": paid}})
+    rounds = fresh.FreshRounds(ctx, tiny[1])
+    rounds.take(2 * EVERY)
+    assert rounds.account() == {"teacher": {"calls": 8, "cost_usd": 0.75, "run_paid_calls": 9}}
 
 
 def test_the_child_is_no_rank(monkeypatch):
