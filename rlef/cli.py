@@ -123,7 +123,7 @@ def _dispatch(options: argparse.Namespace) -> int:
 
         print(write_report(Path(options.config)))
         return 0
-    from rlef.config import load_config
+    from rlef.config import WITHOUT_MODEL, load_config
 
     config = load_config(options.config, options.overrides)
     if options.command == "check":
@@ -135,14 +135,15 @@ def _dispatch(options: argparse.Namespace) -> int:
     else:
         run = pipeline.run(config, only=options.command, yes=options.yes)
     alone = options.only if options.command == "run" else options.command
-    if alone is not None:
-        _show(config, run, alone)
+    data_alone = all(stage.kind in WITHOUT_MODEL for stage in config.stages.values())
+    for name in [alone] if alone is not None else config.stages if data_alone else ():
+        _show(config, run, name)
     print(f"\nrun directory: {run.root}" + (f"\nreport: {run.root / 'report.html'}" if (run.root / "report.html").is_file() else ""))
     return 0
 
 
 def _show(config: Any, run: Any, name: str) -> None:
-    """The table of a stage that was run alone."""
+    """The table of a stage that made data."""
     from rlef import pipeline, tables
 
     manifest, kind = run.manifest(name), config.stages[name].kind

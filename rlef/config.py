@@ -511,6 +511,9 @@ class Config(Section):
             wrong.append(f"model.random: hidden_size / heads must be one of {', '.join(map(str, HEAD_SIZES))}")
         if self.teacher.kind == "openai" and not (self.teacher.base_url and self.teacher.model):
             wrong.append("teacher: kind openai needs `base_url` and `model`")
+        addresses = {"teacher.base_url": self.teacher.base_url}
+        addresses |= {f"stages.{name}.server": stage.server for name, stage in self.stages.items() if stage.kind == "label"}
+        wrong += [f"{key}: {url}: an address begins with http:// or https://" for key, url in addresses.items() if url and "://" not in url]
         if self.teacher.max_cost_usd is not None and (self.teacher.kind != "openai" or self.teacher.prices is None):
             wrong.append("teacher.max_cost_usd: needs kind openai and teacher.prices, or nobody knows what a call costs")
         if self.teacher.kind == "hf" and self.teacher.model is None and model.path is None:
@@ -520,7 +523,14 @@ class Config(Section):
                 wrong.append(f"stages.{name}: a stage's name is its folder: letters, digits, - and _ alone")
             elif name in RESERVED:
                 wrong.append(f"stages.{name}: this name is taken; choose another and set `kind`")
+            if stage.kind == "problems" and stage.source == "symbolic":
+                unread = [key for key in OF_A_SOURCE if key in stage.model_fields_set and getattr(stage, key)]
+                if unread:
+                    wrong.append(f"stages.{name}.{unread[0]}: not read with source: symbolic; set {name}.source to jsonl or datasets")
             if stage.kind == "problems" and stage.source != "symbolic":
+                judged = any(other.kind == "evaluate" for other in self.stages.values())
+                if judged and not (stage.held_out_path or self.held_out_files() or (stage.source == "datasets" and stage.held_out_split)):
+                    wrong.append(f"stages.{name}: no held-out problems: set evaluate.path, {name}.held_out_path or held_out_split")
                 if stage.path is None:
                     wrong.append(f"stages.{name}.path: source {stage.source} needs a path")
                 asked = [one for one, other in self.stages.items() if other.kind in ("evolve", "respond")]
@@ -592,6 +602,7 @@ class Config(Section):
         return [stage.path for stage in self.stages.values() if stage.kind == "evaluate" and stage.path]
 
 
+OF_A_SOURCE = ("path", "subset", "held_out_path", "held_out_split", "skip_broken_lines", "domain")  # of JSONL and data sets alone
 WITHOUT_MODEL = frozenset({"problems", "method", "evolve", "respond", "report"})
 RESERVED = frozenset({"base", "none", "superseded", "wandb", "run", "model", "teacher", "tracking", "launch", "stages"})
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

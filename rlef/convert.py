@@ -65,6 +65,8 @@ def convert(
         raise UserError(f"--to {to}: can be read, not written", fix=f"use one of: {', '.join(_targets(wanted))}")
     if given is not None:
         _check_kinds(given, wanted)
+    if target.exists() and Path(source).exists() and target.samefile(source):
+        raise UserError(f"{target}: source and target are one file", fix="give another name; what cannot go would be lost")
     in_the_way = [str(file) for file in (target, aside) if file.exists()]
     if in_the_way and (not force or target.is_dir()):
         fix = "give a file" if target.is_dir() else "give another name, or --force to replace it"
@@ -203,8 +205,9 @@ def _stream(
             for handle in (good, bad):
                 handle.flush()
                 os.fsync(handle.fileno())
+        # Where no row could go nothing is left: the message names the first, and the mended command finds no file in its way.
         for file, temporary, kept in zip((target, aside), partial, (written, set_aside), strict=True):
-            if kept:
+            if kept and written:
                 temporary.replace(file)
             elif written:  # an older side file, which --force replaces
                 file.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlef import launch
-from rlef.config import AnyStage, Config, EvolveStage, MethodStage, RewardSettings, Section, resolve_path
+from rlef.config import COMPLETED, AnyStage, Config, EvolveStage, MethodStage, RewardSettings, Section, resolve_path
 from rlef.errors import UserError, raise_all
 from rlef.evolution.operations import check_weights, operations_of, operations_to_improve
 from rlef.run_dir import RunDir, digest, outside_digest, write_json
@@ -36,7 +36,8 @@ LONG_S = 600.0  # work longer than this is redone only with --yes
 
 @dataclass(frozen=True)
 class Kind:
-    """How a kind of stage is run. `inputs`: name -> kinds that make it, the first found earlier wins; "?" marks an optional input."""
+    """How a kind of stage is run. `inputs`: name -> kinds that make it, of which the first that there is wins, of kinds joined by | the
+    nearest stage; "?" marks an optional input."""
 
     function: str  # module:function
     inputs: dict[str, tuple[str, ...]]
@@ -73,7 +74,7 @@ REGISTRY: dict[str, Kind] = {
         "rlef.stages.ppo:run",
         {
             "init": ("sft",),
-            "prompts": ("respond", "evolve", "problems"),
+            "prompts": ("respond|evolve", "problems"),
             "irm?": ("irm",),
             "prm": ("prm",),
             "evolve?": ("evolve",),
@@ -84,12 +85,12 @@ REGISTRY: dict[str, Kind] = {
     ),
     "dpo": Kind(
         "rlef.stages.dpo:run",
-        {"init": ("sft",), "prompts": ("respond", "evolve", "problems"), "irm?": ("irm",), "prm": ("prm",)},
+        {"init": ("sft",), "prompts": ("respond|evolve", "problems"), "irm?": ("irm",), "prm": ("prm",)},
         distributed=True,
     ),
     "rft": Kind(
         "rlef.stages.rft:run",
-        {"init": ("sft",), "prompts": ("respond", "evolve", "problems"), "irm?": ("irm",), "prm": ("prm",)},
+        {"init": ("sft",), "prompts": ("respond|evolve", "problems"), "irm?": ("irm",), "prm": ("prm",)},
         distributed=True,
     ),
     "evaluate": Kind("rlef.stages.evaluate:run", {"problems": ("problems",), "prm?": ("prm",)}),
@@ -113,7 +114,7 @@ def resolve_inputs(config: Config, name: str) -> dict[str, str]:
         if (given == "none" and optional) or key in _unread(stage):
             continue
         if given is not None:
-            kinds = POLICY_KINDS if key in ("init", "policy") else makers
+            kinds = POLICY_KINDS if key in ("init", "policy") else tuple(kind for maker in makers for kind in maker.split("|"))
             resolved[key] = _source(config, f"stages.{name}.{key}", given, earlier, kinds)
             continue
         evolve = resolved.get(ASKED_AS.get((stage.kind, key), ""), "")
@@ -122,12 +123,12 @@ def resolve_inputs(config: Config, name: str) -> dict[str, str]:
                 if (method := resolve_inputs(config, evolve).get("method")) is not None:
                     resolved[key] = method
             continue
-        found = next((one for maker in makers for one in reversed(earlier) if config.stages[one].kind == maker), None)
+        found = next((one for maker in makers for one in reversed(earlier) if config.stages[one].kind in maker.split("|")), None)
         if found is not None:
             resolved[key] = found
         elif not optional:
             raise UserError(
-                f"stages.{name}: needs {key}, and no earlier stage of kind {' or '.join(makers)} makes it",
+                f"stages.{name}: needs {key}, and no earlier stage of kind {' or '.join(makers).replace('|', ' or ')} makes it",
                 fix=f"add one, or set stages.{name}.{key} to a stage or folder",
             )
     if stage.kind == "evaluate":
@@ -163,6 +164,14 @@ def _needs(config: Config, name: str, resolved: dict[str, str]) -> None:
             f"stages.{name}.choose: feedback needs a policy to measure, and no sft stage comes before",
             fix=f"put {name} after one, or set stages.{name}.policy to a stage or folder",
         )
+    labels = config.stages.get(resolved.get("labels", ""))
+    if stage.kind == "prm" and stage.threshold is not None and labels is not None and labels.kind == "label":
+        method = {"auto": "symbolic"}.get(labels.method, labels.method) if config.teacher.kind == "symbolic" else labels.method
+        if method not in (*COMPLETED, "auto"):
+            raise UserError(
+                f"stages.{name}.threshold: labels of method {method} keep no rates to be judged anew",
+                fix=f"use {', '.join(COMPLETED)} in {resolved['labels']}, or no threshold",
+            )
     if stage.kind == "ppo" and stage.fresh_every is not None:
         missing = [key for key in ("evolve", "problems") if resolved.get(key) not in config.stages]
         if missing:
@@ -362,14 +371,19 @@ def run(config: Config, *, start: str | None = None, only: str | None = None, ye
     run_dir = RunDir(str(config.run.dir))
     every = list(config.stages)
     forced = set(every[every.index(start) :]) if start else set()
+    names = [only] if only is not None else every
     if only is not None:
-        _inputs_finished(config, run_dir, only, inputs[only])
+        # Reading problems costs nothing: `rlef evolve CONFIG` should just work.
+        unread = [one for one in dict.fromkeys(inputs[only].values()) if one in config.stages and run_dir.manifest(one) is None]
+        if config.stages[only].kind != "report":
+            names = [*(one for one in unread if config.stages[one].kind == "problems"), only]
+        _inputs_finished(config, run_dir, only, {key: one for key, one in inputs[only].items() if one not in names})
     # Before anything is written: is there dear work that this command would throw away?
     reasons = plan(config, run_dir, inputs, forced=forced)
     if only is None:
         _guard(config, run_dir, reasons, yes)
     with run_dir.locked():
-        _run_stages(config, run_dir, inputs, [only] if only is not None else every, forced, yes)
+        _run_stages(config, run_dir, inputs, names, forced, yes)
     return run_dir
 
 
@@ -381,7 +395,7 @@ def _run_stages(
         _inputs_finished(config, run_dir, name, inputs[name])
         label = f"[{place + 1}/{len(names)}] {name}"
         reasons = plan(config, run_dir, inputs, forced=forced)
-        if len(names) == 1 and reasons.get(name, "").startswith(FOLLOWS):
+        if len(names) < len(config.stages) and reasons.get(name, "").startswith(FOLLOWS):
             del reasons[name]  # it is run on what is there
         if name in reasons:
             stale = [name, *_dependents(config, inputs, name)]
@@ -488,8 +502,11 @@ def _write_info(run_dir: RunDir, config: Config) -> None:
 
 
 def _outcomes(result: dict[str, Any]) -> list[str]:
-    """Of an evaluation: a line a policy."""
+    """Of an evaluation: a line a policy. Of an evolution that left nothing: why."""
     lines = []
+    if result.get("made") and not result.get("kept") and (rules := result.get("eliminated")):
+        rule = max(rules, key=lambda one: rules[one])
+        lines.append(f"nothing was kept: {rules[rule]} of {result['made']} fell by {rule}")
     for policy, row in result.items():
         if isinstance(row, dict) and "pass@1" in row:
             gain = row.get("gain")

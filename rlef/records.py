@@ -38,6 +38,7 @@ class Lineage(BaseModel):
     operation: str  # e.g. "up.add_step", "down.easier", "breadth.new_topic"
     round: int  # 1 for the first round
     teacher: str  # who wrote it: "symbolic" or the model's name
+    finished: bool | None = None  # False: cut off at max_tokens; None: not known
 
 
 class Truth(BaseModel):

@@ -96,7 +96,9 @@ def _collect(
             if isinstance(row, str):
                 raise ValueError(row)
             problem = as_problem(row, source, domain)
-            problems.setdefault(problem.id, problem)
+            if problem.id in problems:
+                raise ValueError("repeats the question of an earlier row")
+            problems[problem.id] = problem
         except ValueError as error:
             bad.append(BadRow(line=number, error=str(error)))
     if not problems:

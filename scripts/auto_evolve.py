@@ -33,6 +33,7 @@ from rlef.evolution.chat import ChatTeacher
 from rlef.evolution.method import FAILURES, failure_rate, try_out
 from rlef.evolution.operations import Templates, read_operations
 from rlef.records import Problem, write_jsonl
+from rlef.rollout.remote import ChatModel
 from rlef.stages import method
 from rlef.stages.context import StageContext
 from rlef.statistics import wilson
@@ -65,7 +66,7 @@ class Made:
     failed: str | None
 
 
-class SimulatedChat:
+class SimulatedChat(ChatModel):
     """Evolver, judge, answerer and optimiser of symbolic problems; what it made stands in `made`."""
 
     name = "simulated"

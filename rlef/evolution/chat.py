@@ -76,10 +76,13 @@ class ChatTeacher:
             for parent, operation in zip(parents, operations, strict=True)
         ]
         children: list[Problem | None] = []
-        for parent, operation, answer in zip(parents, operations, self.ask(texts, seed=seed + 1000 * round), strict=True):
-            question = _PREFIX.sub("", answer).strip()
+        asked: list[list[prompts.Message]] = [[{"role": "user", "content": text}] for text in texts]
+        answers = self.chat.answers(asked, temperature=self.temperature, max_tokens=self.max_tokens, seed=seed + 1000 * round)
+        for parent, operation, answer in zip(parents, operations, answers, strict=True):
+            question = _PREFIX.sub("", answer.text or "").strip()
             root = parent.lineage.root if parent.lineage else parent.id
-            lineage = Lineage(parent=parent.id, root=root, operation=operation, round=round, teacher=self.name)
+            finished = answer.finish != "length"
+            lineage = Lineage(parent=parent.id, root=root, operation=operation, round=round, teacher=self.name, finished=finished)
             children.append(
                 Problem(id=problem_id(question), question=question, source=self.name, domain=parent.domain, lineage=lineage)
                 if question

@@ -63,6 +63,8 @@ class Sieve:
     def _failed(self, parent: Problem, child: Problem, same: bool) -> str | None:
         """The rule of elimination, which sees texts alone: it must not profit from what a symbolic teacher knows."""
         assert child.lineage is not None
+        if child.lineage.finished is False:
+            return "cut_off"
         teacher = self._teacher
         return eliminated_by(
             parent.question,

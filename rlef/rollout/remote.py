@@ -52,7 +52,8 @@ class ChatModel(Protocol):
 
     def answers(self, conversations: Sequence[list[Message]], *, temperature: float, max_tokens: int, seed: int) -> list[Answer]:
         """The same texts, each with how it ended; `finish` is "length" where it was cut off at `max_tokens`."""
-        ...
+        texts = self.complete(conversations, temperature=temperature, max_tokens=max_tokens, seed=seed)
+        return [Answer(text, "unknown") for text in texts]
 
     def expected_digit(self, conversations: Sequence[list[Message]], opening: str) -> list[float] | None:
         """The mean digit, 0..9, with which the model would go on after the `opening` of its answer; None where it cannot be asked."""

@@ -37,7 +37,7 @@ def _evolve(ctx: StageContext, teacher: Teacher) -> dict:
     settings: EvolveStage = ctx.settings
     seeds = list(read_jsonl(ctx.inputs["problems"] / "seeds.jsonl", Problem))
     earlier = read_pool(ctx.inputs["pool"]) if "pool" in ctx.inputs else []
-    tests = list(read_jsonl(ctx.inputs["problems"] / "held_out.jsonl", Problem))
+    tests = list(read_jsonl(ctx.inputs["problems"] / "held_out.jsonl", Problem, may_be_empty=True))
     for file in ctx.config.held_out_files():
         tests += read_problems(file)[0]
     sieve = Sieve(settings, teacher, tests, [*seeds, *earlier], ctx.config.launch.device)

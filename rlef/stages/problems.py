@@ -19,6 +19,7 @@ def run(ctx: StageContext) -> dict:
     """Writes seeds.jsonl, held_out.jsonl and, where a source had rows that could not be read, bad_rows.jsonl."""
     settings: ProblemsStage = ctx.settings
     bad: list[BadRow] = []
+    counts: dict[str, int] = {}
     if settings.source == "symbolic":
         seeds = make_problems(settings.seeds, depths=settings.seed_depths, seed=ctx.seed, split="train", max_number=settings.max_number)
         # The test is the same for every seed of a run: differences between runs are then differences of training.
@@ -27,20 +28,25 @@ def run(ctx: StageContext) -> dict:
         )
     else:
         seeds, bad = _from_source(settings, settings.path, settings.split, settings.seeds, settings.domain)
-        seeds = [problem for problem in seeds if problem.answer is not None or problem.domain != "math"]
+        read = seeds
+        seeds = [problem for problem in read if problem.answer is not None or problem.domain != "math"]
+        counts["without_answer"] = len(read) - len(seeds)
         files = [settings.held_out_path] if settings.held_out_path else ctx.config.held_out_files()
         held_out = [problem for file in files for problem in read_problems(file, limit=settings.held_out)[0]]
         if not held_out and settings.source == "datasets" and settings.held_out_split:
             held_out, _ = _from_source(settings, settings.path, settings.held_out_split, settings.held_out)
-        if not held_out:
+        if not held_out and any(stage.kind == "evaluate" for stage in ctx.config.stages.values()):
             raise UserError(
                 f"{ctx.name}: no held-out problems", fix="set evaluate.path=FILE, or problems.held_out_path, or problems.held_out_split"
             )
         known = {problem.id for problem in held_out}
-        read, seeds = len(seeds), [problem for problem in seeds if problem.id not in known]
+        counts["held_out_too"] = sum(problem.id in known for problem in seeds)
+        seeds = [problem for problem in seeds if problem.id not in known]
         if not seeds:
             raise UserError(
-                f"{ctx.name}: no seed is left: all {read} are among the held-out problems", fix=f"give {ctx.name}.path other problems"
+                f"{ctx.name}: no seed is left of {len(read)}: {counts['held_out_too']} are among the held-out problems, "
+                f"{counts['without_answer']} are math without an answer",
+                fix=f"give {ctx.name}.path other problems, or {ctx.name}.domain: general",
             )
     write_jsonl(ctx.folder / "seeds.jsonl", seeds)
     write_jsonl(ctx.folder / "held_out.jsonl", held_out)
@@ -50,6 +56,7 @@ def run(ctx: StageContext) -> dict:
         "seeds": len(seeds),
         "held_out": len(held_out),
         "bad_rows": len(bad),
+        **counts,
         "depths": _depths(seeds),
         "held_out_depths": _depths(held_out),
     }

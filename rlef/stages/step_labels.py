@@ -89,6 +89,13 @@ def judge(
     params = SamplingParams(settings.max_tokens, settings.temperature, stops)
     solutions, empty = _solutions(ctx, chosen, _sample(ctx, shards, generator, params, tokenizer, chosen))
     counts: dict = {"method": method, "without_steps": empty}
+    unjudged = 0
+    if method == "exact":  # before balancing: what arithmetic cannot judge is no counterweight
+        written = len(solutions)
+        solutions = [row for row in solutions if any(label is not None for label in _exact(row))]
+        unjudged = written - len(solutions)
+        if not solutions:
+            raise UserError(f"{ctx.name}: exact judged no step of {written} solutions", fix="use another method, or a better policy")
     if settings.balance:
         before = len(solutions)
         solutions = _balanced(solutions, random.Random(f"balance/{ctx.seed}"))
@@ -115,7 +122,7 @@ def judge(
         )  # a judge confirms verdicts, not shares
         labels = _measured(method, rates, equations, threshold)
     elif equations is not None:
-        labels = [exact_labels(found, row.correct) for found, row in zip(equations, solutions, strict=True)]
+        labels = [_exact(row) for row in solutions]
     else:
         assert judged is not None
         labels = judged
@@ -148,8 +155,8 @@ def judge(
                 split=sampled.split,
             )
         )
-    counts["unjudged"] = sum(all(label is None for label in row) for row in labels)
-    if counts["unjudged"] == len(solutions):
+    counts["unjudged"] = unjudged + sum(all(label is None for label in row) for row in labels)
+    if counts["unjudged"] == unjudged + len(solutions):
         raise UserError(f"{ctx.name}: {labeller} judged no step", fix="use another teacher, or another method")
     if settings.perturbed and method not in ANSWERED:
         out += _perturb(ctx, shards, teacher, out, {problem.id: problem for problem in chosen})
@@ -208,6 +215,10 @@ def _solutions(ctx: StageContext, problems: Sequence[Problem], texts: Sequence[s
     if not rows:
         raise UserError(f"{ctx.name}: the policy wrote no step at all", fix="train the policy longer, or raise label.max_tokens")
     return list(rows.values()), empty
+
+
+def _exact(row: Sampled) -> Labels:
+    return exact_labels([check_equations(step) for step in row.steps], row.correct)
 
 
 def _balanced(solutions: Sequence[Sampled], rng: random.Random) -> list[Sampled]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 from reward_models.config import InstructionModelConfig, ProcessModelConfig
@@ -19,7 +20,7 @@ def run_irm(ctx: StageContext) -> dict:
     """Writes model/ with its calibration; returns the metrics on held-out lists."""
     settings: IrmStage = ctx.settings
     own = InstructionModelConfig(**{name: getattr(settings, name) for name in InstructionModelConfig.model_fields})
-    result = train_instruction(ctx.inputs["labels"] / "rankings.jsonl", *_places(ctx), own, _options(ctx, settings))
+    result = train_instruction(_labels(ctx, "rankings.jsonl"), *_places(ctx), own, _options(ctx, settings))
     return _logged(ctx, "irm", result)
 
 
@@ -27,8 +28,14 @@ def run_prm(ctx: StageContext) -> dict:
     """Writes model/; returns the metrics on held-out solutions."""
     settings: PrmStage = ctx.settings
     own = ProcessModelConfig(**{name: getattr(settings, name) for name in ProcessModelConfig.model_fields})
-    result = train_process(ctx.inputs["labels"] / "steps.jsonl", *_places(ctx), own, _options(ctx, settings))
+    result = train_process(_labels(ctx, "steps.jsonl"), *_places(ctx), own, _options(ctx, settings))
     return _logged(ctx, "prm", result)
+
+
+def _labels(ctx: StageContext, name: str) -> Path:
+    """The label stage's file of that name; a file of one's own stands for itself."""
+    source = ctx.inputs["labels"]
+    return source if source.is_file() else source / name
 
 
 def _places(ctx: StageContext) -> tuple[Any, Any]:

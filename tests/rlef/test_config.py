@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 
@@ -102,3 +104,18 @@ def test_a_run_that_makes_data_alone_needs_no_model():
     assert config.model.path is None and shapes.describe(config) == []
     with pytest.raises(UserError, match="exactly one of"):
         parse_config({"stages": data | {"sft": {"kind": "sft"}}}, "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        ({"problems": {"path": "my.jsonl"}}, "stages.problems.path: not read with source: symbolic"),
+        ({"problems": {"domain": "general"}}, "stages.problems.domain: not read"),
+        ({"problems": {"source": "jsonl", "path": "a.jsonl"}, "evaluate": {"policies": ["base"]}}, "no held-out problems"),
+        ({"label": {"policy": ".", "server": "localhost:8000"}}, "stages.label.server: localhost:8000: an address begins with"),
+    ],
+)
+def test_what_would_be_ignored_or_found_too_late_is_told(stages, told):
+    data = {"model": {"random": {}}, "teacher": {"kind": "openai", "model": "m", "base_url": "http://127.0.0.1:9"}}
+    with pytest.raises(UserError, match=re.escape(told)):
+        parse_config(data | {"stages": {name: {"kind": name, **one} for name, one in stages.items()}}, "c.yaml")

@@ -126,7 +126,8 @@ def test_a_mixed_file_is_what_most_of_its_first_rows_are(source):
         (["in.jsonl", "out.jsonl", "--to", "steps"], "alpaca (conversations) cannot become steps (judged steps)"),
         (["nowhere", "out.jsonl", "--to", "steps", "--from", "alpaca"], "alpaca can become: problems, solved, alpaca, sharegpt, messages"),
         (["in.jsonl", "out.jsonl", "--to", "prm800k"], "can be read, not written"),
-        (["in.jsonl", "in.jsonl", "--to", "messages"], "in.jsonl: there already"),
+        (["in.jsonl", "strange.jsonl", "--to", "messages"], "strange.jsonl: there already"),
+        (["in.jsonl", "./in.jsonl", "--to", "messages", "--force"], "source and target are one file"),
         (["in.jsonl", "old.jsonl", "--to", "messages"], "old.bad.jsonl: there already"),
         (["in.jsonl", "folder", "--to", "messages", "--force"], "folder: there already"),
         (["none.jsonl", "out.jsonl", "--to", "messages"], "none.jsonl: no such file"),
@@ -162,8 +163,12 @@ def test_force_replaces_both_files(source):
     convert(source(ALPACA, b"x"), "out.jsonl", to="messages")
     convert(source(ALPACA), "out.jsonl", to="alpaca", force=True)
     assert lines("out.jsonl") == [ALPACA] and not Path("out.bad.jsonl").exists()
-    convert("out.jsonl", "out.jsonl", to="sharegpt", force=True)
-    assert "conversations" in lines("out.jsonl")[0]
+
+
+def test_where_no_row_can_go_no_file_is_left(source):
+    with pytest.raises(UserError, match="no row can become"):
+        convert(source({"messages": 1}, ALPACA | {"output": 3}), "out.jsonl", to="messages", of="alpaca")
+    assert not Path("out.jsonl").exists() and not Path("out.bad.jsonl").exists()
 
 
 def test_one_row_is_held_at_a_time(source, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -119,9 +120,32 @@ def test_an_evaluation_says_how_it_ended():
     ]
 
 
-def test_an_unfinished_input_is_named(run):
-    with pytest.raises(UserError, match="problems"):
-        run(only="sft")
+def test_a_stage_alone_reads_its_problems_first_and_any_other_unfinished_input_is_named(run):
+    stages = DATA["stages"] | {"label": {}}
+    Path("c.yaml").write_text(yaml.safe_dump(DATA | {"stages": stages}, sort_keys=False))
+    with pytest.raises(UserError, match="label: its input sft is not finished"):
+        run(only="label")
+    assert run.ran == [] and run(only="sft")[0] == ["problems", "sft"] and run(only="label")[0] == ["label"]
+
+
+def test_rl_practises_on_what_the_nearest_stage_made():
+    stages = {name: {"kind": name} for name in ("problems", "evolve", "respond", "sft", "label", "irm", "prm")}
+    last = {"evolve_2": {"kind": "evolve", "choose": "feedback"}, "ppo": {"kind": "ppo"}}
+    config = {"model": {"random": {}}, "stages": stages | last}
+    assert pipeline.resolve_inputs(parse_config(config, "c.yaml"), "ppo")["prompts"] == "evolve_2"
+    config = {"model": {"random": {}}, "stages": stages | {"ppo": {"kind": "ppo"}}}
+    assert pipeline.resolve_inputs(parse_config(config, "c.yaml"), "ppo")["prompts"] == "respond"
+
+
+def test_a_threshold_needs_rates():
+    stages = {name: {"kind": name} for name in ("problems", "sft", "label")} | {"prm": {"kind": "prm", "threshold": 0.5}}
+    for method, told in (("exact", True), ("judge", True), ("auto", True), ("monte_carlo", False)):
+        config = parse_config({"model": {"random": {}}, "stages": stages | {"label": {"kind": "label", "method": method}}}, "c.yaml")
+        if told:
+            with pytest.raises(UserError, match="stages.prm.threshold: labels of method"):
+                pipeline.resolve_inputs(config, "prm")
+        else:
+            assert pipeline.resolve_inputs(config, "prm")["labels"] == "label"
 
 
 def test_summary_is_made_from_manifests(run):

@@ -91,7 +91,7 @@ def test_what_is_written_stays_whole_where_it_is_no_math(tmp_path):
 
 def test_rows_without_a_problem_are_counted_with_their_lines_and_set_aside(tmp_path):
     rows, bad = read(tmp_path, GSM8K, {"answer": "1"}, GSM8K)
-    assert len(rows) == 1 and [row.line for row in bad] == [2]
+    assert len(rows) == 1 and [row.line for row in bad] == [2, 3] and "repeats" in bad[1].error
 
 
 @pytest.mark.parametrize("line", ["{broken", "[]", '{"question": "cut o'])
@@ -99,7 +99,7 @@ def test_a_broken_line_stops_unless_it_may_be_skipped(tmp_path, line):
     with pytest.raises(UserError, match="line 2.*\n.*skip_broken_lines"):
         read(tmp_path, GSM8K, line, GSM8K)
     rows, bad = read_problems(tmp_path / "p.jsonl", skip_broken=True)
-    assert len(rows) == 1 and [row.line for row in bad] == [2]
+    assert len(rows) == 1 and [row.line for row in bad] == [2, 3]
 
 
 def test_a_datasets_folder(tmp_path):

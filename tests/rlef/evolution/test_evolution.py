@@ -15,6 +15,7 @@ from rlef.evolution.decontamination import Duplicates
 from rlef.evolution.elimination import eliminated_by
 from rlef.evolution.labels import agreement, bisection, exact_labels, monte_carlo, perturbed, ranked_items
 from rlef.records import Problem, Solution, problem_id
+from rlef.rollout.remote import ChatModel
 from rlef.stages.respond import choose_solution
 from rlef.teacher import Quality
 
@@ -164,15 +165,15 @@ def test_responding_keeps_what_agrees():
     assert choose_solution(unknown, [solution("7", steps=())], min_agreement=0.5)[1] == "no_answer"
 
 
-class Scripted:
+class Scripted(ChatModel):
     name = "scripted"
 
     def __init__(self, *answers):
-        self.answers, self.seen = list(answers), []
+        self.replies, self.seen = list(answers), []
 
     def complete(self, conversations, *, temperature, max_tokens, seed, schema=None):
         self.seen += [messages[-1]["content"] for messages in conversations]
-        return [self.answers.pop(0) for _ in conversations]
+        return [self.replies.pop(0) for _ in conversations]
 
     def expected_digit(self, conversations, opening):
         return None
@@ -192,6 +193,7 @@ def test_the_chat_teacher_evolves_with_lineage_and_tolerates_wrapping():
         "operation": "up.add_step",
         "round": 2,
         "teacher": "scripted",
+        "finished": True,
     }
     assert PARENT in one.chat.seen[0] and children[0].answer is None
 

@@ -27,6 +27,7 @@ from rlef.evolution.method import (
 )
 from rlef.evolution.operations import operations_to_improve, read_operations, write_operations
 from rlef.records import Problem, problem_id
+from rlef.rollout.remote import ChatModel
 
 PARENT = "Ann has 12 apples. Ben has 5 more apples than Ann. How many apples does Ben have?"
 TEMPLATE = "Make this harder, and write nothing but the new one.\n\n{question}"
@@ -85,7 +86,7 @@ def test_an_evolution_fails_by_the_answer_it_gets(response, rule):
     assert failed_response(response) == rule
 
 
-class Scripted:
+class Scripted(ChatModel):
     """Evolves by `children` (parent -> child), judges and answers by their text; remembers what it was asked."""
 
     name = "scripted"
@@ -169,7 +170,7 @@ def test_a_proposal_is_checked_like_a_users_template_and_copies_nothing(template
 def test_the_optimiser_sees_failures_first_and_each_proposal_has_its_own_analysis():
     asked = []
 
-    class Optimiser:
+    class Optimiser(ChatModel):
         name = "optimiser"
 
         def complete(self, conversations, *, seed, temperature, max_tokens, **_):

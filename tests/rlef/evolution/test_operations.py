@@ -13,6 +13,7 @@ from rlef.evolution.chat import ChatTeacher
 from rlef.evolution.elimination import eliminated_by
 from rlef.evolution.operations import choose_operations, line_of, operations_of, read_operations
 from rlef.records import Problem, problem_id
+from rlef.rollout.remote import ChatModel
 
 PARENT = "Sort a list of 9 names."
 # What each template must ask for, in words of its own.
@@ -38,7 +39,7 @@ ASKS = {
 TEMPLATES = [(domain, name) for domain, known in read_operations().items() for name in known]
 
 
-class Echo:
+class Echo(ChatModel):
     """A chat model that writes one text and remembers what it was asked."""
 
     name = "echo"

@@ -15,6 +15,7 @@ from rlef.evolution.chat import QUALITY_SCHEMA, ChatTeacher, list_schema, parse_
 from rlef.evolution.labels import ranked_items
 from rlef.evolution.ranking import Judged, agreed_ranks, inversions, kendall_tau_b, order_statistics, shown_orders
 from rlef.records import Problem, problem_id
+from rlef.rollout.remote import ChatModel
 from rlef.teacher import Quality
 
 
@@ -159,7 +160,7 @@ def test_the_schema_has_each_number_once_and_both_ways_of_judging_show_the_whole
     assert prompts.JUDGE_OPENINGS[0] == '{"definition": ' and prompts.JUDGE_OPENINGS[3].endswith('"integrity": 5, "difficulty": ')
 
 
-class Judge:
+class Judge(ChatModel):
     """Scores the versions that it is shown by `score(position from 0, text)`; `digits` are its expected digits, None for an endpoint."""
 
     name = "judge"

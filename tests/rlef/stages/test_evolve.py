@@ -9,6 +9,8 @@ from rlef.evolution import teachers
 from rlef.evolution.chat import ChatTeacher
 from rlef.evolution.operations import read_operations
 from rlef.records import Contamination, Eliminated, Problem, problem_id, read_jsonl, write_jsonl
+from rlef.rollout.journal import Answer
+from rlef.rollout.remote import ChatModel
 from rlef.stages import evolve
 from rlef.stages.context import StageContext
 from rlef.symbolic import make_problems
@@ -29,7 +31,7 @@ ANSWERS = {
 }
 
 
-class Scripted:
+class Scripted(ChatModel):
     name = "scripted"
 
     def complete(self, conversations, *, max_tokens, **_):
@@ -133,6 +135,12 @@ def test_a_pool_goes_on_where_the_last_stage_ended(tmp_path, monkeypatch):
     assert {one.question for one in second}.isdisjoint({one.question for one in [*first, *outside]})
     third = symbolic(tmp_path / "three", monkeypatch, Lengths(), {"pool": tmp_path / "one"}, keep_outside=True)[1]
     assert {one.depth for one in third} > {2, 3}
+
+
+def test_what_was_cut_off_is_no_prompt(tmp_path, monkeypatch):
+    monkeypatch.setattr(Scripted, "answers", lambda self, asked, **kw: [Answer(text, "length") for text in self.complete(asked, **kw)])
+    result, evolved, eliminated, _ = run(tmp_path, monkeypatch)
+    assert not evolved and result["eliminated"] == {"cut_off": len(ANSWERS)} and len(eliminated) == len(ANSWERS)
 
 
 def test_flawed_symbolic_prompts_reach_rl(tmp_path):

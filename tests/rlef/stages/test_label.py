@@ -17,6 +17,7 @@ from rlef.evolution.chat import ChatTeacher
 from rlef.models import load_tokenizer
 from rlef.records import Problem, problem_id, write_jsonl
 from rlef.rollout.base import Completion
+from rlef.rollout.remote import ChatModel
 from rlef.run_dir import RunDir
 from rlef.stages import label, step_labels
 from rlef.stages.context import StageContext
@@ -196,7 +197,7 @@ def test_balance_drops_right_solutions_of_the_training_split_alone(labelled):
 SEEDS = [Problem(id=problem_id(text), question=text) for text in (f"Seed {number}: how many?" for number in range(8))]
 
 
-class Chat:
+class Chat(ChatModel):
     """Evolves into texts that name their operation's template; scores what stands at a position by `score(position from 0, text)`."""
 
     name = "chat"

@@ -15,6 +15,7 @@ from rlef.evolution.chat import ChatTeacher
 from rlef.evolution.operations import read_operations
 from rlef.pipeline import fingerprint, resolve_all
 from rlef.records import MethodCandidate, Problem, problem_id, read_jsonl, write_jsonl
+from rlef.rollout.remote import ChatModel
 from rlef.run_dir import RunDir
 from rlef.stages import evolve, method
 from rlef.stages.context import StageContext
@@ -25,7 +26,7 @@ SEEDS = [f"Shop {number} has 12 red pens and sells {number} of them each day. Ho
 SETTINGS = {"operations": ["math.up.add_step"], "steps": 4, "candidates": 3, "batch": 6, "development": 20, "fresh": 20, "patience": 2}
 
 
-class Chat:
+class Chat(ChatModel):
     """A child asks something where its template says so, else in a share of cases. `proposals`: what the optimiser writes in turn."""
 
     name = "fake"
