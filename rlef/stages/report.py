@@ -137,7 +137,7 @@ def write_report(run_dir: Path) -> Path:
     sections = [
         ("Policies compared", _comparison(results)),
         *(
-            (_title("What evolved", name, kind), _evolution(run_dir / name, manifests[name]))
+            (_title("What evolved", name, kind), _evolution(run_dir / name, manifests[name], run_dir, kinds))
             for name, kind in kinds.items()
             if kind == "evolve"
         ),
@@ -273,13 +273,12 @@ def _comparison(results: dict[str, Any]) -> str:
     return "".join(parts) + _table(["policy", "no answer", *(f"depth {depth}" for depth in depths)], lost)
 
 
-def _evolution(folder: Path, manifest: dict[str, Any]) -> str:
+def _evolution(folder: Path, manifest: dict[str, Any], run_dir: Path, kinds: dict[str, str]) -> str:
     if not manifest:
         return ""
     result = manifest["result"]
     evolved = _rows(folder / "evolved.jsonl", Problem)
-    seeds = _rows(folder.parent / "problems" / "seeds.jsonl", Problem)
-    known = {problem.id: problem for problem in [*seeds, *evolved]}
+    known = _problems(run_dir, kinds)
     shown: dict[str, list[str]] = defaultdict(list)
     flawed: dict[str, str] = {}
     for problem in evolved:
@@ -315,6 +314,8 @@ def _line_of(evolved: Sequence[Problem], known: dict[str, Problem]) -> str:
     for problem in evolved:  # parents come before their children
         if problem.lineage and problem.lineage.parent in known and not (problem.truth and problem.truth.flaw):
             parent = known[problem.lineage.parent]
+            if parent.lineage is not None and parent.id not in lines:
+                continue  # evolved by an earlier stage, or flawed
             lines[problem.id] = [*lines.get(parent.id, [parent]), problem]
     longest = max(lines.values(), key=lambda line: (len(line), line[-1].depth or 0), default=[])
     if len(longest) < 3:
@@ -418,8 +419,7 @@ def _rollouts(run_dir: Path, name: str, kinds: dict[str, str]) -> str:
     if not rows:
         return ""
     wanted = {row.problem_id for row in rows}
-    files = [run_dir / stage / {"problems": "seeds.jsonl", "evolve": "evolved.jsonl"}.get(kind, "") for stage, kind in kinds.items()]
-    known = {problem.id: problem for file in files for problem in _rows(file, Problem) if problem.id in wanted}
+    known = {key: problem for key, problem in _problems(run_dir, kinds).items() if key in wanted}
     cards = []
     for row in rows:
         steps = []
@@ -434,6 +434,24 @@ def _rollouts(run_dir: Path, name: str, kinds: dict[str, str]) -> str:
         )
     note = "The number before each step is its score: how sure the process reward model is that the step is right. r_A is the lowest of them, or 0 where the answer is cut off or cannot be read."
     return f"<p>{note}</p>{''.join(cards)}"
+
+
+def _problems(run_dir: Path, kinds: dict[str, str]) -> dict[str, Problem]:
+    """All problems of the run by id, those of PPO's fresh rounds too."""
+    known: dict[str, Problem] = {}
+    for name, kind in kinds.items():
+        folder = run_dir / name
+        if kind == "problems":
+            known |= {problem.id: problem for problem in _rows(folder / "seeds.jsonl", Problem)}
+        elif kind == "evolve":
+            known |= {
+                row.problem.id: row.problem for row in _rows(folder / "eliminated.jsonl", Eliminated)
+            }  # outside the band: parents too
+            known |= {problem.id: problem for problem in _rows(folder / "evolved.jsonl", Problem)}
+        elif kind == "ppo":
+            files = sorted((folder / "fresh").glob("round_*/evolved.jsonl"))
+            known |= {problem.id: problem for file in files for problem in _rows(file, Problem)}
+    return known
 
 
 def _known(problem: Problem | None) -> str:

@@ -9,7 +9,7 @@ import yaml
 
 from rlef.charts import interval_chart, line_chart
 from rlef.errors import UserError
-from rlef.records import Eliminated, Lineage, Problem, Rollout, Truth, problem_id, write_jsonl
+from rlef.records import Eliminated, Lineage, Problem, Rollout, Truth, problem_id, read_jsonl, write_jsonl
 from rlef.stages.evolve import OUTSIDE
 from rlef.stages.report import write_report
 
@@ -126,6 +126,26 @@ def test_every_rule_of_elimination_is_told_in_plain_words(tmp_path):
     manifest["result"]["eliminated"] = {OUTSIDE: 1}
     (run / "evolve" / "manifest.json").write_text(json.dumps(manifest))
     assert "too easy or too hard" in write_report(run).read_text()
+
+
+def test_parents_are_found_in_earlier_stages_and_known_answers_in_fresh_rounds(tmp_path):
+    run = make_run(tmp_path / "run")
+    stages = yaml.safe_load((run / "config.yaml").read_text())["stages"] | {"evolve_2": {"kind": "evolve"}}
+    (run / "config.yaml").write_text(yaml.safe_dump({"stages": stages}))
+
+    def child(name, parent, question):
+        lineage = Lineage(parent=parent, root="s", operation="up.add_step", round=9, teacher="t")
+        return Problem(id=name, question=question, answer="77", lineage=lineage)
+
+    hard = child("hard", "c", "Too hard for now.")
+    write_jsonl(run / "evolve" / "eliminated.jsonl", [Eliminated(problem=hard, rule=OUTSIDE)])
+    write_jsonl(run / "evolve_2" / "evolved.jsonl", [child("d", "hard", "Too hard for now. And then?")])
+    (run / "evolve_2" / "manifest.json").write_text((run / "evolve" / "manifest.json").read_text())
+    write_jsonl(run / "ppo" / "fresh" / "round_001" / "evolved.jsonl", [child("e", "d", "Fresh?")])
+    rollout = read_jsonl(run / "ppo" / "rollouts.jsonl", Rollout)[0]
+    write_jsonl(run / "ppo" / "rollouts.jsonl", [rollout.model_copy(update={"problem_id": "e"})])
+    page = write_report(run).read_text()
+    assert "Too hard for now. <mark>And then?</mark>" in page and "known answer 77" in page
 
 
 def test_an_interrupted_stage_is_shown_as_begun(tmp_path):
