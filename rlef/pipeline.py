@@ -27,6 +27,7 @@ from rlef.statistics import in_points
 
 NOT_IN_FINGERPRINT = {"micro_batch_size", "score_batch_size", "rollout_batch_size", "paid"}
 DECODING_KINDS = ("label", "evaluate", "evolve")  # their batch_size is rows decoded together: sampling noise does not depend on it
+FOR_FEEDBACK = {"band", "keep_outside", "samples", "temperature", "max_tokens", "use_answers"}  # of an evolve stage, read by feedback alone
 FOLLOWS = "follows "
 PATHS = ("path", "held_out_path", "operations_file")
 TEACHER_NOT_IN_FINGERPRINT = {"concurrency", "batch_size", "timeout_s", "retries", "api_key_env", "prices", "max_cost_usd"}
@@ -269,6 +270,8 @@ def fingerprint(config: Config, run: RunDir, name: str, inputs: dict[str, str]) 
     stage = config.stages[name]
     kind = REGISTRY[stage.kind]
     left_out = NOT_IN_FINGERPRINT | ({"batch_size"} if stage.kind in DECODING_KINDS else set())
+    if stage.kind == "evolve" and stage.choose == "weights":
+        left_out |= FOR_FEEDBACK
     out = {
         f"{name}.{key}": json.dumps(value, sort_keys=True)
         for key, value in stage.model_dump(mode="json", exclude=left_out | kind_inputs(kind)).items()
@@ -292,8 +295,10 @@ def fingerprint(config: Config, run: RunDir, name: str, inputs: dict[str, str]) 
         out[f"{name}.embedding_model"] = outside_digest(resolve_path(stage.embedding_model))
     if stage.kind == "ppo" and stage.fresh_every is not None:
         # What evolve made may be the same with other settings; what fresh rounds make is not.
-        theirs = fingerprint(config, run, inputs["evolve"], resolve_inputs(config, inputs["evolve"]))
-        out["settings of fresh rounds"] = digest({key: value for key, value in theirs.items() if not key.startswith("input ")})
+        source = inputs["evolve"]
+        theirs = fingerprint(config, run, source, resolve_inputs(config, source))
+        read = {key: value for key, value in theirs.items() if not key.startswith("input ")}
+        out["settings of fresh rounds"] = digest(read | {"band": config.stages[source].model_dump()["band"]})
     if stage.kind == "evolve" or (stage.kind == "problems" and stage.held_out_path is None):
         out["held-out files"] = digest([outside_digest(file) for file in config.held_out_files()])
     for key, source in inputs.items():

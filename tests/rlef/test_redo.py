@@ -184,3 +184,11 @@ def test_an_interrupted_ppo_does_not_go_on_with_fresh_rounds_of_other_settings(r
         with pytest.raises(KeyboardInterrupt):
             run(*overrides)
     assert begun == [False, True, False, True]
+
+
+def test_what_feedback_alone_reads_redoes_no_evolution_by_weights(run, tmp_path):
+    stages = {name: {} for name in ("problems", "evolve", "respond", "sft")} | {"evolve_2": {"kind": "evolve", "choose": "feedback"}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"model": {"random": {}}, "stages": stages}, sort_keys=False))
+    assert run() == list(stages)
+    assert run("evolve.band=[0.3, 0.9]", "evolve.samples=4") == []
+    assert run("evolve_2.band=[0.3, 0.9]") == ["evolve_2"]
