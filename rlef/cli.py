@@ -148,9 +148,9 @@ def _show(config: Any, run: Any, name: str) -> None:
 
     manifest, kind = run.manifest(name), config.stages[name].kind
     if kind == "evolve":
-        source = pipeline.resolve_inputs(config, name)["problems"]
-        problems = run.stage(source) if source in config.stages else Path(source)
-        print(tables.evolve_table(manifest.result, run.stage(name), problems))
+        sources = pipeline.resolve_inputs(config, name)
+        parents = [run.stage(one) if one in config.stages else Path(one) for key, one in sources.items() if key in ("problems", "pool")]
+        print(tables.evolve_table(manifest.result, run.stage(name), parents))
     elif kind == "label":
         print(tables.label_table(manifest.result, run.stage(name)))
 

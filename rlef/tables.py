@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ LEAK = "held_out"  # how the rules of decontamination begin
 Row = tuple[str, Any]
 
 
-def evolve_table(result: Mapping[str, Any], folder: Path, problems: Path | None) -> str:
-    """`result`: the stage's; `problems`: the folder whose seeds it evolved, None where it is not at hand."""
+def evolve_table(result: Mapping[str, Any], folder: Path, parents: Sequence[Path]) -> str:
+    """`result`: the stage's; `parents`: the folders of what it evolved, seeds and an earlier pool."""
     rules: dict[str, int] = result["eliminated"]
     duplicates = {rule: count for rule, count in rules.items() if rule in DUPLICATES}
     leaks = {rule: count for rule, count in rules.items() if rule.startswith(LEAK)}
@@ -27,7 +28,9 @@ def evolve_table(result: Mapping[str, Any], folder: Path, problems: Path | None)
         rows.append((name, sum(group.values())))
         rows += [(f"  {rule}", group[rule]) for rule in sorted(group, key=lambda rule: -group[rule])]
     rows.append(("renumbered tests, reported", result["renumbered"]))
-    return "\n".join([*_aligned([*rows, *_teacher(result)]), *_evolved_examples(folder, problems)])
+    for number, found in result.get("rounds", {}).items():  # by feedback alone
+        rows += [(f"round {number}: {name.replace('_', ' ')}", value) for name, value in found.items()]
+    return "\n".join([*_aligned([*rows, *_teacher(result)]), *_evolved_examples(folder, parents)])
 
 
 def label_table(result: Mapping[str, Any], folder: Path) -> str:
@@ -49,17 +52,20 @@ def _aligned(rows: Iterable[Row]) -> list[str]:
     return [f"  {name:{names}}  {value:>{values}}" for name, value in shown]
 
 
-def _evolved_examples(folder: Path, problems: Path | None) -> list[str]:
+def _evolved_examples(folder: Path, parents: Sequence[Path]) -> list[str]:
     evolved = read_jsonl(folder / "evolved.jsonl", Problem, may_be_empty=True)
-    seeds = read_jsonl(problems / "seeds.jsonl", Problem) if problems is not None and (problems / "seeds.jsonl").is_file() else []
-    texts = {problem.id: problem.question for problem in [*seeds, *evolved]}
+    files = [found for one in parents for name in ("seeds.jsonl", "evolved.jsonl") if (found := one / name).is_file()]
+    texts = {row.id: row.question for file in files for row in read_jsonl(file, Problem, may_be_empty=True)}
+    texts |= {problem.id: problem.question for problem in evolved}
     kept = next((one for one in evolved if one.lineage and one.lineage.parent in texts), None)
     lines = []
     if kept is not None and kept.lineage is not None:
         lines += [f"kept, {kept.lineage.operation}, round {kept.lineage.round}"]
         lines += [*_text("from", texts[kept.lineage.parent]), *_text("to", kept.question)]
-    dropped = next(iter(read_jsonl(folder / "eliminated.jsonl", Eliminated, may_be_empty=True)), None)
-    if dropped is not None:
+    aside = read_jsonl(folder / "eliminated.jsonl", Eliminated, may_be_empty=True)
+    if aside:
+        commonest = Counter(row.rule for row in aside).most_common(1)[0][0]
+        dropped = next(row for row in aside if row.rule == commonest)
         lines += [f"set aside, {dropped.rule}{f' ({dropped.detail})' if dropped.detail else ''}", *_text("", dropped.problem.question)]
     return lines
 

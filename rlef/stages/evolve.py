@@ -170,5 +170,6 @@ def _judged_same(teacher: Teacher, parents: Sequence[Problem], children: Sequenc
     """The chat teacher judges each child against its parent; the symbolic one must not, since it would know."""
     if not isinstance(teacher, ChatTeacher):
         return [False] * len(children)
-    pairs = [(parent.question, child.question if child is not None else "") for parent, child in zip(parents, children, strict=True)]
-    return teacher.judge_same(pairs)
+    asked = {place: (parents[place].question, child.question) for place, child in enumerate(children) if child is not None}
+    same = dict(zip(asked, teacher.judge_same(list(asked.values())), strict=True))
+    return [same.get(place, False) for place in range(len(children))]

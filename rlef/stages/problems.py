@@ -12,7 +12,7 @@ from rlef.sources import load_problems, read_problems
 from rlef.stages.context import StageContext
 from rlef.symbolic import make_problems
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 def run(ctx: StageContext) -> dict:

@@ -14,7 +14,7 @@ from rlef.records import Eliminated, Problem, Record, Solution, read_jsonl, writ
 from rlef.stages.context import StageContext
 from rlef.stages.shards import Shards
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 CHUNK = 32
 # A response that begins by saying what it will not do, with or without an excuse. "I cannot wait to see you" does not.
 _EXCUSE = (

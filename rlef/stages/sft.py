@@ -30,7 +30,7 @@ from rlef.prompts import answer_text
 from rlef.records import Problem, Solution, read_jsonl
 from rlef.stages.context import StageContext
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 HELD_BACK = 0.1  # share of the data whose loss decides when to stop
 
 

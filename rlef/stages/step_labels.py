@@ -73,6 +73,7 @@ def judge(
         method = "symbolic" if known else "calculator" if answered else "judge"
     # Evolved problems have no answers to compare with.
     pool = [problem for problem in seeds if problem.answer is not None] if method in ANSWERED else unsolved
+    pool = [problem for problem in pool if problem.domain == "math"] or pool  # RL practises on math alone
     if not pool:
         raise UserError(f"{ctx.name}.method: {method} needs problems with known answers", fix="use method: judge")
     chosen = random.Random(f"solutions/{ctx.seed}").sample(pool, min(settings.count, len(pool)))

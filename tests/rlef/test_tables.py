@@ -28,6 +28,7 @@ def test_evolve_counts_add_up_and_examples_name_their_rule(tmp_path):
         "kept": 1,
         "eliminated": {"refusal": 2, "no_answer": 3, "near_duplicate": 1, "held_out_text": 2},
         "renumbered": 1,
+        "rounds": {"1": {}, "2": {"pass_rate": 0.25, "in_band": 0.5}},
         "teacher": {
             "calls": 18,
             "journal_hits": 4,
@@ -37,9 +38,18 @@ def test_evolve_counts_add_up_and_examples_name_their_rule(tmp_path):
             "run_paid_usd": None,
         },
     }
-    table = evolve_table(result, tmp_path, tmp_path)
+    table = evolve_table(result, tmp_path, [tmp_path])
     shown = rows(table)
-    expected = {"made": "9", "kept": "1", "eliminated": "5", "refusal": "2", "duplicates": "1", "contaminated": "2", "held_out_text": "2"}
+    expected = {
+        "made": "9",
+        "kept": "1",
+        "eliminated": "5",
+        "refusal": "2",
+        "duplicates": "1",
+        "contaminated": "2",
+        "held_out_text": "2",
+        "round 2: in band": "0.5",
+    }
     assert expected.items() <= shown.items()
     assert {"calls": "18", "journal hits": "4", "prompt tokens": "900", "cost usd": "0.0125"}.items() <= shown.items()
     assert (
@@ -49,7 +59,7 @@ def test_evolve_counts_add_up_and_examples_name_their_rule(tmp_path):
     # Nothing kept, no seeds at hand: the table stands alone.
     for name in ("evolved", "eliminated"):
         write_jsonl(tmp_path / f"{name}.jsonl", [])
-    assert evolve_table(result | {"kept": 0}, tmp_path, None).splitlines()[1].split() == ["kept", "0"]
+    assert evolve_table(result | {"kept": 0}, tmp_path, []).splitlines()[1].split() == ["kept", "0"]
 
 
 def test_label_shows_a_list_and_a_judged_solution(tmp_path):
