@@ -126,8 +126,11 @@ def run(ctx: StageContext) -> dict:
             times: dict[str, float] = {}
 
             # 0. The prompts; at the start of a fresh round the teacher evolves those of the round before.
-            with timed(times, "evolve"):
-                chosen = fresh.take(iteration) if fresh is not None else coming[iteration]
+            if fresh is None:
+                chosen = coming[iteration]
+            else:
+                with timed(times, "evolve"):
+                    chosen = fresh.take(iteration)
 
             # 1. Sample answers to this rank's share of them.
             with timed(times, "rollout"):

@@ -61,6 +61,7 @@ RULES = {
     "held_out_renumbered": "a held-out test problem with other numbers",
     "held_out_neighbour": "near a held-out test problem for the embedding model",
     "no_question": "asks nothing",
+    "cut_off": "cut off at the teacher's max_tokens",
     "held_out_shape": "same calculation as a held-out test problem",
     "outside_band": "too easy or too hard for the policy, and a parent all the same",
 }
@@ -298,6 +299,7 @@ def _evolution(folder: Path, manifest: dict[str, Any], run_dir: Path, kinds: dic
         f"<p>{result['made']} made, {result['kept']} kept. New words are <mark>marked</mark>.</p>",
         _bars((OPERATIONS, name, count) for name, count in _most(result["operations"])),
         _line_of(evolved, known),
+        _rounds(result.get("rounds", {})),
     ]
     parts += [f"<h3>{_named(operation, OPERATIONS)}</h3>{''.join(cards)}" for operation, cards in sorted(shown.items())]
     if flawed:
@@ -306,6 +308,13 @@ def _evolution(folder: Path, manifest: dict[str, Any], run_dir: Path, kinds: dic
     parts.append("<h2>What was eliminated, and why</h2>" + _bars((RULES, rule, count) for rule, count in _most(result["eliminated"])))
     parts += [f"<h3>{_named(rule, RULES)}</h3>{''.join(cards)}" for rule, cards in sorted(rules.items())]
     return "".join(parts)
+
+
+def _rounds(rounds: dict[str, dict[str, float]]) -> str:
+    """How hard each round's children were for the policy; empty where nothing was measured."""
+    rows = [[number, f"{one['pass_rate']:.2f}", _percent(one["in_band"])] for number, one in rounds.items() if one]
+    note = "<p>The share of the policy's answers to a new problem that solve it, as far as its votes and the PRM can tell.</p>"
+    return "<h3>By feedback: how hard each round was</h3>" + note + _table(["round", "pass rate", "within the band"], rows) if rows else ""
 
 
 def _line_of(evolved: Sequence[Problem], known: dict[str, Problem]) -> str:
@@ -388,6 +397,7 @@ def _training(kind: str, manifest: dict[str, Any], found: dict[str, list]) -> st
                 "iteration",
             ),
             one("samples that match the known answer", "monitor/exact_match"),
+            one("pass rate of the prompts, by votes and the PRM", "rollout/pass_rate"),
             one("KL from the start, nats an answer", "ppo/kl"),
             one("length, tokens an answer", "rollout/length"),
             one("steps an answer", "rollout/steps"),
@@ -398,7 +408,7 @@ def _training(kind: str, manifest: dict[str, Any], found: dict[str, list]) -> st
             one("critic: loss", "value/loss"),
             line_chart(
                 "seconds an iteration",
-                {part: found.get(f"time/{part}", []) for part in ("rollout", "reward", "forward", "update")},
+                {part: found.get(f"time/{part}", []) for part in ("evolve", "rollout", "reward", "forward", "update")},
                 "iteration",
             ),
             one("tokens a second", "perf/tokens_per_second"),

@@ -22,7 +22,14 @@ def make_run(folder):
     (folder / "config.yaml").write_text(yaml.safe_dump({"stages": stages}))
     results = {
         "method": {"failure_rate_before": 0.8, "failure_rate_after": 0.25, "before": {"failures": {"refusal": 4}}},
-        "evolve": {"made": 4, "kept": 2, "eliminated": {"refusal": 1}, "operations": {"up.add_step": 2}, "flawed": 0.5},
+        "evolve": {
+            "made": 4,
+            "kept": 2,
+            "eliminated": {"refusal": 1},
+            "operations": {"up.add_step": 2},
+            "flawed": 0.5,
+            "rounds": {"1": {"pass_rate": 0.123, "in_band": 0.5}},
+        },
         "irm": {"pair_accuracy": 0.9, "by_flaw": {HOSTILE: 0.8}},
         "prm": {"step_auroc": None, "by_depth": {"1": 0.9, "2": None}},
         "evaluate": {},
@@ -73,6 +80,8 @@ def test_the_page_is_whole_and_harmless(tmp_path):
         "depth 1",
         "3 s",
         "80% failed by",
+        "By feedback",
+        "0.12",
     ):
         assert word in page, word
     assert "<script" not in page and "<img" not in page and "&lt;script&gt;" in page
@@ -123,9 +132,10 @@ def test_answers_that_choose_data_are_none_in_the_reward(tmp_path):
 def test_every_rule_of_elimination_is_told_in_plain_words(tmp_path):
     run = make_run(tmp_path / "run")
     manifest = json.loads((run / "evolve" / "manifest.json").read_text())
-    manifest["result"]["eliminated"] = {OUTSIDE: 1}
+    manifest["result"]["eliminated"] = {OUTSIDE: 1, "cut_off": 1}
     (run / "evolve" / "manifest.json").write_text(json.dumps(manifest))
-    assert "too easy or too hard" in write_report(run).read_text()
+    page = write_report(run).read_text()
+    assert "too easy or too hard" in page and "max_tokens" in page
 
 
 def test_parents_are_found_in_earlier_stages_and_known_answers_in_fresh_rounds(tmp_path):
