@@ -82,6 +82,11 @@ class SteppedSolution(BaseModel):
         return self
 
 
+def problem_id(question: str, salt: str = "") -> str:
+    """A stable id of 16 hex digits: equal texts have equal ids."""
+    return hashlib.sha256(f"{salt}\n{' '.join(question.split())}".encode()).hexdigest()[:16]
+
+
 def read_records(path: str | Path, record: type[R]) -> list[R]:
     """All rows of a label file. Raises UserError with the line of the first bad row, or where there is no row at all."""
     path = Path(path)
@@ -107,5 +112,17 @@ def is_held_out(row: RankedList | SteppedSolution, fraction: float = 0.15) -> bo
     """By the row's own `split`, else by a hash of the seed or problem, so that all rows of one stay on one side."""
     if row.split is not None:
         return row.split == "held_out"
-    key = row.seed_id if isinstance(row, RankedList) else row.problem_id
+    return _drawn(_key(row), fraction)
+
+
+def is_development(row: RankedList | SteppedSolution, fraction: float = 0.1) -> bool:
+    """Of the rows that are not held out, those to choose weights by, by seed or problem: held-out rows must not be the ones chosen on."""
+    return _drawn(f"development/{_key(row)}", fraction)
+
+
+def _key(row: RankedList | SteppedSolution) -> str:
+    return row.seed_id if isinstance(row, RankedList) else row.problem_id
+
+
+def _drawn(key: str, fraction: float) -> bool:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") < fraction * 2**32

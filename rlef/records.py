@@ -6,7 +6,6 @@ counted and set aside with its line number, never silently dropped; a file witho
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from reward_models.records import problem_id as problem_id  # of the rows below too
 from rlef.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -144,11 +144,6 @@ class Rollout(Record):
     total: float  # r_I * r_A, before penalties
     length: int  # tokens, EOS included
     finished: bool  # ended by a stop token
-
-
-def problem_id(question: str, salt: str = "") -> str:
-    """A stable id of 16 hex digits: equal texts have equal ids."""
-    return hashlib.sha256(f"{salt}\n{' '.join(question.split())}".encode()).hexdigest()[:16]
 
 
 R = TypeVar("R", bound=BaseModel)

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reward_models.statistics import wilson
 from rlef import pipeline, prompts
 from rlef.config import Config, load_config
 from rlef.errors import UserError
@@ -36,7 +37,6 @@ from rlef.records import Problem, write_jsonl
 from rlef.rollout.remote import ChatModel
 from rlef.stages import method
 from rlef.stages.context import StageContext
-from rlef.statistics import wilson
 from rlef.symbolic import SymbolicTeacher, make_problems
 from rlef.symbolic.programs import Program
 from rlef.symbolic.teacher import as_problem

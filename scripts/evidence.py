@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from rlef.statistics import mean_interval
+from reward_models.statistics import mean_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 BEFORE_PPO = ("problems", "evolve", "respond", "sft", "label", "irm", "prm")

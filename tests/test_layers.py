@@ -21,7 +21,6 @@ LAYERS = [
         "sources",
         "formats",
         "convert",
-        "statistics",
         "charts",
         "children",
         "run_dir",

@@ -9,13 +9,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reward_models.statistics import wilson
 from rlef import prompts
 from rlef.evolution.chat import ChatTeacher
 from rlef.evolution.decontamination import ngrams, plain
 from rlef.evolution.elimination import LEAKED_RUN, REFUSAL_WORDS, STOP_WORDS, eliminated_by
 from rlef.evolution.operations import flaw
 from rlef.records import Problem
-from rlef.statistics import wilson
 
 KEPT_SHARE = 0.3  # of the parent's words with a meaning, numbers among them, that a harder version still has
 ACKNOWLEDGEMENT_WORDS = 40  # "Sure, .. ?" in a longer answer is a courtesy around an answer

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rlef.formats import conversations, pairs, steps
-from rlef.formats.base import Format
+from reward_models.formats import steps
+from reward_models.formats.base import Format
+from rlef.formats import conversations, pairs
 
 __all__ = ["FORMATS", "Format"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlef.formats.base import Format, Row, difference_of, has, patched, take, text_at, validated, with_extra, without
+from reward_models.formats.base import Format, Row, difference_of, has, patched, take, text_at, validated, with_extra, without
 from rlef.records import Problem, Solution
 from rlef.sources import as_problem
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from rlef.formats.base import Format, Row, has, take, text_at, with_extra, without
+from reward_models.formats.base import Format, Row, has, take, text_at, with_extra, without
 from rlef.formats.conversations import Turn, from_messages, to_messages
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from reward_models import metrics
 from reward_models.process import ProcessRewardModel, aggregate
+from reward_models.statistics import paired_difference, pass_at_k, wilson
 from rlef.answers import canonical, same_answer
 from rlef.config import EvaluateStage
 from rlef.models import decode, load_policy, load_tokenizer, model_folder, pick_device, prompt_ids, resolve_path, stop_ids
@@ -22,7 +23,6 @@ from rlef.rollout.hf import HFGenerator
 from rlef.run_dir import write_json
 from rlef.sources import read_problems, with_answers
 from rlef.stages.context import StageContext
-from rlef.statistics import paired_difference, pass_at_k, wilson
 
 STAGE_VERSION = 1
 ITERATION = 2**31  # part of the noise key that no training iteration reaches

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from reward_models.statistics import paired_difference
 from rlef.config import MethodStage
 from rlef.errors import UserError
 from rlef.evolution.chat import ChatTeacher
@@ -19,7 +20,6 @@ from rlef.evolution.operations import Templates, operations_to_improve, write_op
 from rlef.evolution.teachers import account, overlapped, teaching
 from rlef.records import MethodCandidate, Problem, read_jsonl, write_jsonl
 from rlef.stages.context import StageContext
-from rlef.statistics import paired_difference
 
 STAGE_VERSION = 1
 CHUNK = 32  # parents a call of the teacher

@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
+from reward_models.statistics import in_points
 from rlef.charts import interval_chart, line_chart
 from rlef.errors import UserError
 from rlef.records import Eliminated, Problem, Rollout, read_jsonl
 from rlef.stages.context import StageContext
-from rlef.statistics import in_points
 
 STAGE_VERSION = 1
 PER_OPERATION, PER_RULE, ROLLOUTS = 2, 1, 12  # examples shown

@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from reward_models.records import SteppedSolution
-from rlef.formats.base import Format, Row, difference_of, has, patched, take, text_at, text_list, validated, with_extra, without
-from rlef.records import problem_id
+from reward_models.formats.base import Format, Row, difference_of, has, patched, take, text_at, text_list, validated, with_extra, without
+from reward_models.records import SteppedSolution, problem_id
 
 TAG = "ки"  # Math-Shepherd's end of a step
 

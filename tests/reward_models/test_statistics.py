@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlef.statistics import mean_interval, paired_difference, pass_at_k, wilson
+from reward_models.statistics import mean_interval, paired_difference, pass_at_k, wilson
 
 
 def test_wilson():
