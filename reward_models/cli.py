@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reward_models.errors import UserError
+from reward_models.gate import failure, mistakes
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,11 +39,18 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--input", required=True, help='JSONL: irm {"text"}; prm {"question", "steps"} or {"question", "text"}')
     score.add_argument("--output", required=True)
     score.add_argument("--delimiter", default="\n", help="what ends a step in `text`")
-    evaluate = commands.add_parser("evaluate", help="measure on the held-out rows of a label file")
+    evaluate = commands.add_parser("evaluate", help="measure on the held-out rows of a label file, or on all rows of a benchmark")
     evaluate.add_argument("kind", choices=["irm", "prm"])
     evaluate.add_argument("--model", required=True)
-    evaluate.add_argument("--labels", required=True)
-    evaluate.add_argument("--threshold", type=float, default=0.5, help="prm: first step under it is the first error; fix it on other data")
+    evaluate.add_argument("--labels", required=True, help="label file; prm also ProcessBench, PRM800K, ..; irm also RewardBench")
+    threshold = evaluate.add_mutually_exclusive_group()
+    threshold.add_argument("--threshold", type=float, help="prm: first step under it is the first error (default: as training fixed it)")
+    threshold.add_argument("--threshold-from", metavar="FILE", help="prm: fix the threshold on this label file, which must be another")
+    evaluate.add_argument(
+        "--require", nargs="+", action="extend", default=[], type=_requirement, metavar="NAME=VALUE", help="exit 2 where a metric is worse"
+    )
+    evaluate.add_argument("--curves", action="store_true", help="print tables, curves and probes before the last line")
+    evaluate.add_argument("--out", metavar="DIR", help="write evaluation.json and evaluation.html, a page with pictures")
     return main
 
 
@@ -56,6 +65,13 @@ def _above_zero(kind: type[int] | type[float]) -> Callable[[str], float]:
     return read
 
 
+def _requirement(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    with contextlib.suppress(ValueError):
+        return name, float(value)
+    raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE, e.g. step_auroc=0.8")
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
@@ -63,15 +79,13 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(_finite(result)))
-    return 0
+    from reward_models.metrics import finite
 
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: what is not finite becomes null."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(finite(result)))
+    told = failure(options.kind, dict(options.require), result) if options.command == "evaluate" else None
+    if told is not None:
+        print(f"error: {options.model}: {told}\n  fix: train a better one, or lower --require", file=sys.stderr)
+    return 2 if told else 0
 
 
 def _train(options: argparse.Namespace) -> dict[str, Any]:
@@ -123,22 +137,77 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    wrong = mistakes(options.kind, dict(options.require))
+    if wrong:
+        raise UserError("--require " + "; ".join(wrong), fix="name metrics and values that they can have")
+    if options.kind == "irm" and (options.threshold is not None or options.threshold_from is not None):
+        raise UserError("--threshold: an irm has none", fix="leave it out")
+    if options.out is not None and Path(options.out).is_file():
+        raise UserError(f"--out {options.out}: a file", fix="give a folder")
+    from reward_models.formats.files import Labels, read_labels
+
+    labels = read_labels(options.labels, options.kind)
+    held_out = _held_out(labels)
+    if not held_out:
+        raise UserError(
+            f"{options.labels}: none of {len(labels.rows)} rows is held out", fix='set "split": "held_out" on the rows to measure on'
+        )
+    fixed_on = read_labels(options.threshold_from, options.kind) if options.threshold_from is not None else Labels([])
     from reward_models.evaluate import evaluate_instruction, evaluate_process
     from reward_models.instruction import InstructionRewardModel
     from reward_models.labels import at_threshold
     from reward_models.process import ProcessRewardModel
-    from reward_models.records import RankedList, SteppedSolution, is_held_out, read_records
 
-    rows: list[Any] = read_records(options.labels, RankedList if options.kind == "irm" else SteppedSolution)
-    held_out = [row for row in rows if is_held_out(row)]
-    if not held_out:
-        raise UserError(f"{options.labels}: none of {len(rows)} rows is held out", fix='set "split": "held_out" on the rows to measure on')
     if options.kind == "irm":
-        return evaluate_instruction(InstructionRewardModel.load(options.model), held_out)
-    model = ProcessRewardModel.load(options.model)
-    if model.settings.threshold is not None:
-        held_out = [at_threshold(row, model.settings.threshold) for row in held_out]
-    return evaluate_process(model, held_out, threshold=options.threshold)
+        result = evaluate_instruction(InstructionRewardModel.load(options.model), held_out)
+    else:
+        model = ProcessRewardModel.load(options.model)
+        if model.settings.threshold is not None:
+            held_out = [at_threshold(row, model.settings.threshold) for row in held_out]
+        result = evaluate_process(model, held_out, threshold=_threshold(options, model, fixed_on.rows, held_out))
+    result |= {"shape": labels.shape, "set_aside": len(labels.set_aside), "set_aside_first": labels.set_aside[:5]}
+    _show(options, result)
+    return result
+
+
+def _held_out(labels: Any) -> list[Any]:
+    """Rows to measure on: of our own files those held out, of a benchmark all."""
+    from reward_models.formats.files import OWN
+    from reward_models.records import is_held_out
+
+    return [row for row in labels.rows if labels.shape != OWN or is_held_out(row)]
+
+
+def _threshold(options: argparse.Namespace, model: Any, fixed_on: list[Any], held_out: list[Any]) -> float:
+    """Of the first error: given, fixed on another file, as training fixed it, or 0.5."""
+    from reward_models.evaluate import fit_threshold
+
+    if options.threshold is not None:
+        return options.threshold
+    if fixed_on:
+        known = {(row.question, row.steps) for row in held_out}
+        other = [row for row in fixed_on if (row.question, row.steps) not in known]
+        if not other:
+            raise UserError(
+                f"--threshold-from {options.threshold_from}: holds the very solutions that are measured", fix="give another split"
+            )
+        return fit_threshold(model, other)
+    stored = Path(options.model, "metrics.json")
+    return (json.loads(stored.read_text()).get("threshold") if stored.is_file() else None) or 0.5
+
+
+def _show(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    from reward_models.metrics import finite
+    from reward_models.pages import as_text, page, tables
+
+    if options.curves:
+        for table in tables(result):
+            print(as_text(table) + "\n")
+    if options.out is not None:
+        out = Path(options.out)
+        out.mkdir(parents=True, exist_ok=True)
+        Path(out, "evaluation.json").write_text(json.dumps(finite(result), indent=2))
+        Path(out, "evaluation.html").write_text(page(f"{options.kind} on {Path(options.labels).name}", result), encoding="utf-8")
 
 
 def _is_answer(row: dict[str, Any]) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,14 +38,42 @@ def auprc(labels: Sequence[float], scores: Sequence[float]) -> float:
     return float(np.sum(np.diff(np.concatenate([[0], hits])) * precision) / y.sum())
 
 
-def calibration_error(labels: Sequence[float], probabilities: Sequence[float], bins: int = 15) -> float:
-    """Expected calibration error over bins of equal mass."""
+def reliability(labels: Sequence[float], probabilities: Sequence[float], bins: int = 15) -> list[dict[str, float]]:
+    """Bins of equal mass, the least probabilities first: `from` and `to`, the mean `probability`, the mean label (`share`), `count`."""
     y, p = np.asarray(labels, dtype=float), np.asarray(probabilities, dtype=float)
-    pieces = np.array_split(np.argsort(p, kind="mergesort"), min(bins, len(p)))
-    return float(sum(len(piece) * abs(y[piece].mean() - p[piece].mean()) for piece in pieces) / len(p))
+    pieces = np.array_split(np.argsort(p, kind="mergesort"), min(bins, len(p))) if len(p) else []
+    return [
+        {
+            "from": float(p[piece].min()),
+            "to": float(p[piece].max()),
+            "probability": float(p[piece].mean()),
+            "share": float(y[piece].mean()),
+            "count": len(piece),
+        }
+        for piece in pieces
+    ]
+
+
+def calibration_error(labels: Sequence[float], probabilities: Sequence[float], bins: int = 15) -> float:
+    """Expected calibration error over bins of equal mass; nan without a label."""
+    table = reliability(labels, probabilities, bins)
+    return sum(one["count"] * abs(one["share"] - one["probability"]) for one in table) / len(labels) if table else float("nan")
+
+
+def confusion(labels: Sequence[float], scores: Sequence[float], threshold: float) -> dict[str, int]:
+    """How many right and wrong steps were called right (score at or above the threshold) and wrong."""
+    y, guess = np.asarray(labels) > 0.5, np.asarray(scores, dtype=float) >= threshold
+    return {
+        f"{truth}_called_{called}": int(((y if truth == "right" else ~y) & (guess if called == "right" else ~guess)).sum())
+        for truth in ("right", "wrong")
+        for called in ("right", "wrong")
+    }
 
 
 def brier(labels: Sequence[float], probabilities: Sequence[float]) -> float:
+    """Mean squared difference; nan without a label."""
+    if not len(labels):
+        return float("nan")
     return float(np.mean((np.asarray(labels, dtype=float) - np.asarray(probabilities, dtype=float)) ** 2))
 
 
@@ -100,6 +130,22 @@ def weighted_vote(answers: Sequence[str | None], weights: Sequence[float]) -> st
 def majority_vote(answers: Sequence[str | None]) -> str | None:
     """The most frequent answer; ties by first appearance."""
     return weighted_vote(answers, [1.0] * len(answers))
+
+
+def correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Pearson's; nan for fewer than three values or where either side is constant."""
+    if len(one) < 3 or not np.std(one) or not np.std(other):
+        return float("nan")
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN: what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def best_of(answers: Sequence[str | None], scores: Sequence[float]) -> str | None:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reward_models import metrics
-from reward_models.evaluate import _votes
-from reward_models.records import SteppedSolution
+from reward_models.curves import Candidate
+from reward_models.evaluate import vote_measures, vote_outcomes
 
 
 def test_auroc_and_auprc():
@@ -70,10 +70,13 @@ def test_28_equal_scores_are_the_plain_count(answers, weight):
 
 def test_within_a_problem_only_pairs_of_its_own_solutions_count():
     """Scores that know the problems alone, hard from easy, are at chance."""
-    solutions = [
-        SteppedSolution(problem_id=problem, question=problem, steps=("x",), labels=(1,), labeller="x", answer=str(place), correct=right)
-        for place, (problem, right) in enumerate([("easy", True), ("easy", True), ("easy", False), ("hard", False), ("hard", True)])
-    ]
-    assert _votes(solutions, [0.9, 0.9, 0.9, 0.1, 0.1])["within_problem"] == 0.5
-    assert _votes(solutions, [0.9, 0.2, 0.5, 0.1, 0.3])["within_problem"] == pytest.approx(2 / 3)
-    assert math.isnan(_votes(solutions[:2], [0.9, 0.9])["within_problem"])
+    kinds = [("easy", True), ("easy", True), ("easy", False), ("hard", False), ("hard", True)]
+
+    def within(scores):
+        rows = [(problem, Candidate(str(n), right, score)) for n, ((problem, right), score) in enumerate(zip(kinds, scores, strict=False))]
+        groups = [[one for problem, one in rows if problem == name] for name in ("easy", "hard")]
+        return vote_measures([vote_outcomes(group) for group in groups])["within_problem"]
+
+    assert within([0.9, 0.9, 0.9, 0.1, 0.1]) == 0.5
+    assert within([0.9, 0.2, 0.5, 0.1, 0.3]) == pytest.approx(2 / 3)
+    assert math.isnan(within([0.9, 0.9]))
