@@ -14,17 +14,28 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from reward_models import metrics
+from reward_models.card import model_card
 from reward_models.config import InstructionModelConfig, ProcessModelConfig
 from reward_models.data import SortedSteps, collate_lists, collate_steps, instruction_rows, step_rows, step_trees
+from reward_models.early_stopping import BestWeights
 from reward_models.errors import UserError
-from reward_models.evaluate import evaluate_instruction, evaluate_process
+from reward_models.evaluate import (
+    evaluate_instruction,
+    evaluate_process,
+    fit_threshold,
+    list_measures,
+    score_lists,
+    score_solutions,
+    step_measures,
+)
+from reward_models.formats.files import Labels, read_labels
 from reward_models.instruction import Calibration, InstructionRewardModel, fit_slope, save_calibration, score_texts
 from reward_models.labels import relabelled
 from reward_models.losses import IGNORE, cross_seed_loss, language_loss, pairwise_ranking_loss, plackett_luce_loss, step_loss
+from reward_models.metrics import finite
 from reward_models.model import Tokenizer, build, language_head
 from reward_models.process import SETTINGS, ProcessRewardModel
-from reward_models.records import RankedList, SteppedSolution, is_held_out, read_records
+from reward_models.records import RankedList, is_development, is_held_out
 
 ANCHORS = 2  # items of other seeds compared with each list
 
@@ -43,6 +54,8 @@ class TrainOptions:
     seed: int = 0
     callbacks: Sequence[TrainerCallback] = ()
     deepspeed: str | None = None  # path of a DeepSpeed JSON
+    eval_every: int | None = None  # optimiser steps between looks at a tenth of the rows, which then is not trained on; None: no look
+    patience: int | None = None  # looks without improvement after which training ends; None: it goes on, and the best weights are kept
 
 
 class _GlobalCountTrainer(Trainer):
@@ -111,15 +124,29 @@ def train_instruction(
 
     Raises UserError where either side of the split is empty.
     """
-    rows = read_records(labels, RankedList)
-    train, held_out = _split(rows, labels)
+    read = read_labels(labels, "irm")
+    train, held_out = _split(read.rows, labels)
+    train, development = _development(train, labels, options)
     torch.manual_seed(options.seed)
     model, tokenizer = build("instruction", init)
     anchors = ANCHORS if settings.cross_seed_weight > 0 else 0
     data = instruction_rows(train, tokenizer, max_length=settings.max_length, anchors=anchors, seed=options.seed)
     pad_id = int(tokenizer.pad_token_id)
-    model = _fit(
-        model, tokenizer, data, partial(collate_lists, pad_id=pad_id), partial(lists_loss, settings=settings), settings.epochs, out, options
+    unscaled = Calibration((0.0,), 1.0, settings.floor, settings.max_length)
+
+    def look(trained: PreTrainedModel) -> float:
+        return list_measures(score_lists(InstructionRewardModel(trained, tokenizer, unscaled), development))["pair_accuracy"]
+
+    model, looks = _fit(
+        model,
+        tokenizer,
+        data,
+        partial(collate_lists, pad_id=pad_id),
+        partial(lists_loss, settings=settings),
+        settings.epochs,
+        out,
+        options,
+        look,
     )
     if model is None:
         return {}
@@ -132,9 +159,10 @@ def train_instruction(
     save_calibration(calibration, out)
     result = evaluate_instruction(InstructionRewardModel(model, tokenizer, calibration), held_out)
     judged = evaluate_instruction(InstructionRewardModel(model, tokenizer, calibration), held_out[half:] or held_out)
-    return _save_metrics(
-        result | {"ece": judged["ece"], "train_lists": len(train), "held_out_lists": len(held_out), "slope": calibration.slope}, out
-    )
+    result |= {"ece": judged["ece"], "reliability": judged["reliability"], "train_lists": len(train), "slope": calibration.slope}
+    result["intervals"]["ece"] = judged["intervals"]["ece"]
+    result |= _looked(looks, "pair_accuracy", development) | _unread(read)
+    return _saved(result, out, model_card("irm", init, labels, read.rows, result))
 
 
 def train_process(
@@ -148,8 +176,10 @@ def train_process(
 
     Rows that are too long or carry no label are dropped and counted. Raises UserError where nothing is left.
     """
-    rows = relabelled(read_records(labels, SteppedSolution), settings.threshold)
+    read = read_labels(labels, "prm")
+    rows = relabelled(read.rows, settings.threshold)
     train, held_out = _split(rows, labels)
+    train, development = _development(train, labels, options)
     torch.manual_seed(options.seed)
     model, tokenizer = build("process", init, separator=settings.separator)
     data, dropped = step_rows(
@@ -170,17 +200,23 @@ def train_process(
     pad_id = int(tokenizer.pad_token_id)
     # Other kernels take no mask of a tree.
     trees = step_trees(data, settings.max_length) if model.config._attn_implementation == "sdpa" else data
-    model = _fit(model, tokenizer, trees, partial(collate_steps, pad_id=pad_id), loss, settings.epochs, out, options)
+
+    def look(trained: PreTrainedModel) -> float:
+        scorer = ProcessRewardModel(trained, tokenizer, settings)
+        return step_measures(score_solutions(scorer, development, options.micro_batch_size), 0.5)["step_auroc"]
+
+    model, looks = _fit(model, tokenizer, trees, partial(collate_steps, pad_id=pad_id), loss, settings.epochs, out, options, look)
     if model is None:
         return {}
     Path(out, SETTINGS).write_text(
         ProcessModelConfig(**{name: getattr(settings, name) for name in ProcessModelConfig.model_fields}).model_dump_json()
     )
     scorer = ProcessRewardModel(model, tokenizer, settings)
-    result = evaluate_process(scorer, held_out, threshold=_threshold(scorer, judged_rows[:400]), batch_size=options.micro_batch_size)
-    return _save_metrics(
-        result | {"train_solutions": len(data), "held_out_solutions": len(held_out), "dropped": dropped, "right_steps": right}, out
-    )
+    threshold = fit_threshold(scorer, judged_rows[:400])
+    result = evaluate_process(scorer, held_out, threshold=threshold, batch_size=options.micro_batch_size)
+    result |= {"train_solutions": len(data), "dropped": dropped, "right_steps": right}
+    result |= _looked(looks, "step_auroc", development) | _unread(read)
+    return _saved(result, out, model_card("prm", init, labels, rows, result, separator=settings.separator))
 
 
 def _fit(
@@ -192,8 +228,9 @@ def _fit(
     epochs: float,
     out: str | Path,
     options: TrainOptions,
-) -> PreTrainedModel | None:
-    """Train and save; the trained model on the main process, None on the others."""
+    look: Callable[[PreTrainedModel], float],
+) -> tuple[PreTrainedModel | None, BestWeights | None]:
+    """Train and save; the trained model on the main process, None on the others. With `eval_every` it is the one of the best `look`."""
     world = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
     micro = max(1, min(options.micro_batch_size, options.batch_size // world))
     with tempfile.TemporaryDirectory() as scratch:
@@ -221,13 +258,49 @@ def _fit(
             model=model, args=arguments, train_dataset=data, data_collator=collate, loss_sum=loss_sum, callbacks=list(options.callbacks)
         )
         trainer.remove_callback(PrinterCallback)
+        looks = None
+        if options.eval_every is not None:
+            looks = BestWeights(partial(_look, trainer, look), partial(trainer.save_model, str(out)), options.eval_every, options.patience)
+            trainer.add_callback(looks)
         trainer.train()
-        trainer.save_model(str(out))
+        if looks is None:
+            trainer.save_model(str(out))
         if not trainer.is_world_process_zero():
-            return None
+            return None, None
         tokenizer.save_pretrained(out)
         trained: Any = trainer.accelerator.unwrap_model(trainer.model)
-    return trained.eval()
+        if looks is not None:
+            trained = type(trained).from_pretrained(out, dtype=trained.dtype).to(trained.device)
+    return trained.eval(), looks
+
+
+def _look(trainer: Trainer, look: Callable[[PreTrainedModel], float]) -> float:
+    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+    value = look(trained)
+    trained.train()  # scoring has set it to eval
+    trainer.log({"development": value})
+    return value
+
+
+def _looked(looks: BestWeights | None, metric: str, development: Sequence[Any]) -> dict[str, Any]:
+    if looks is None:
+        return {}
+    found = [{"step": step, "measured": value} for step, value in looks.looks.items()]
+    return {"early_stopping": {"metric": metric, "rows": len(development), "looks": found, "best_step": looks.best_step}}
+
+
+def _unread(read: Labels) -> dict[str, Any]:
+    return {"set_aside": len(read.set_aside), "set_aside_first": read.set_aside[:5]} if read.set_aside else {}
+
+
+def _development(train: list[Any], path: str | Path, options: TrainOptions) -> tuple[list[Any], list[Any]]:
+    """Rows to train on, and those that early stopping looks at."""
+    if options.eval_every is None:
+        return train, []
+    kept, development = [row for row in train if not is_development(row)], [row for row in train if is_development(row)]
+    if not kept or not development:
+        raise UserError(f"{path}: too few rows to take a tenth for early stopping", fix="give more, or leave eval_every out")
+    return kept, development
 
 
 def _split(rows: list[Any], path: str | Path) -> tuple[list[Any], list[Any]]:
@@ -254,13 +327,7 @@ def _differences(model: InstructionRewardModel, lists: Sequence[RankedList]) -> 
     return out
 
 
-def _threshold(model: ProcessRewardModel, solutions: Sequence[SteppedSolution]) -> float:
-    scored = model.score([row.question for row in solutions], [row.steps for row in solutions])
-    truth = [next((place for place, label in enumerate(row.labels) if label is not None and label < 0.5), -1) for row in solutions]
-    kept = [(place, result.scores) for place, result in zip(truth, scored, strict=True) if not result.truncated]
-    return metrics.best_threshold([place for place, _ in kept], [scores for _, scores in kept])
-
-
-def _save_metrics(values: dict[str, Any], out: str | Path) -> dict[str, Any]:
-    Path(out, "metrics.json").write_text(json.dumps(values, indent=2))
+def _saved(values: dict[str, Any], out: str | Path, card: str) -> dict[str, Any]:
+    Path(out, "metrics.json").write_text(json.dumps(finite(values), indent=2))
+    Path(out, "README.md").write_text(card, encoding="utf-8")
     return values

@@ -1,0 +1,92 @@
+"""The model card that lies beside a trained reward model: its data, what was measured on held-out rows, how to load it elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reward_models.pages import as_markdown, tables
+from reward_models.records import RankedList, SteppedSolution
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+TASKS = {"irm": "text-classification", "prm": "token-classification"}
+NAMES = {"irm": "Instruction reward model", "prm": "Process reward model"}
+PURPOSE = {
+    "irm": "Scores instructions: how well defined, precise and complete a task is. r_I, in (0,1), is a win rate against stored references.",
+    "prm": "Scores every step of a solution with the probability, in (0,1), that it is right. r_A of a solution is its least step score.",
+}
+LOAD = {
+    "irm": """```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+```
+
+The logit of the instruction's tokens and EOS is the raw score s. With `references` s_j, `slope` a and `floor` f of `calibration.json`,
+r_I = f + (1 - f) mean_j sigmoid(a (s - s_j)). With this package: `InstructionRewardModel.load(FOLDER).score([text])`.""",
+    "prm": """```python
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+model = AutoModelForTokenClassification.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+chat = [{{"role": "user", "content": question}}]
+start = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) if tokenizer.chat_template else question + "\\n"
+pieces = tokenizer([start, *(step + "\\n" for step in steps)], add_special_tokens=False)["input_ids"]
+mark = tokenizer.convert_tokens_to_ids("{separator}")
+ids = pieces[0] + [token for piece in pieces[1:] for token in (*piece, mark)]
+```
+
+The score of step k is the sigmoid of the logit at the k-th separator. With this package:
+`ProcessRewardModel.load(FOLDER).score([question], [steps])`.""",
+}
+
+
+def model_card(
+    kind: str,
+    init: str | Path,
+    labels: str | Path,
+    rows: Sequence[RankedList | SteppedSolution],
+    result: Mapping[str, Any],
+    *,
+    separator: str = "",
+) -> str:
+    """README.md of a model folder. `rows`: all that were read of the label file; `result`: what training returns.
+
+    Names the base model where it is a hub id. Of local folders and files it says no more than the label file's name.
+    """
+    base = str(init) if HUB_ID.fullmatch(str(init)) and not Path(init).exists() else None
+    unit = "lists" if kind == "irm" else "solutions"
+    header = ["library_name: transformers", f"pipeline_tag: {TASKS[kind]}", *([f"base_model: {base}"] if base else [])]
+    header += ["tags:", "- reward-model"]
+    labellers = ", ".join(f"{name} {count}" for name, count in sorted(Counter(row.labeller for row in rows).items()))
+    dropped = ", ".join(f"{reason.replace('_', ' ')} {count}" for reason, count in result.get("dropped", {}).items()) or "none"
+    data = [
+        f"- {len(rows)} {unit} of `{Path(labels).name}`; labelled by: {labellers}",
+        f"- trained on {result[f'train_{unit}']}, dropped: {dropped}; held out: {result[f'held_out_{unit}']}",
+    ]
+    if "set_aside" in result:
+        data.append(f"- rows of the file that could not be read: {result['set_aside']}")
+    if "right_steps" in result:
+        data.append(f"- {result['right_steps']:.1%} of the steps trained on are right")
+    if "early_stopping" in result:
+        found = result["early_stopping"]
+        data.append(
+            f"- weights of step {found['best_step']}, the best by {found['metric']} of {len(found['looks'])} looks at {found['rows']} "
+            f"other {unit}, neither trained on nor held out"
+        )
+    if "slope" in result:
+        data.append(f"- calibrated on the first half of the held-out lists (slope {result['slope']:.3g}); `ece` is that of the second half")
+    if "threshold" in result:
+        data.append(f"- the first-error threshold {result['threshold']:g} was fixed on rows trained on")
+    measured = "\n\n".join(as_markdown(table) for table in tables(result))
+    return (
+        "---\n" + "\n".join(header) + "\n---\n\n"
+        f"# {NAMES[kind]}\n\n{PURPOSE[kind]} Made from {base or 'a local model'}.\n\n"
+        "## Data\n\n" + "\n".join(data) + "\n\n"
+        f"## Measured on {result[f'held_out_{unit}']} held-out {unit}\n\n{measured}\n\n"
+        f"## Load\n\n{LOAD[kind].format(separator=separator)}\n"
+    )
