@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from reward_models import gate
 from reward_models.config import InstructionModelConfig, ProcessModelConfig
 from rlef.errors import UserError, raise_all
 from rlef.records import Aspect, Domain
@@ -331,13 +332,32 @@ class LabelStage(Stage):
     )
 
 
-class IrmStage(InstructionModelConfig, TrainSettings):
+class RewardModelSettings(TrainSettings):
+    """What the stages of both reward models have beside the model's own settings."""
+
+    require: dict[str, float] = Field(
+        default_factory=dict,
+        description="held-out metric -> least value (ece, brier: greatest), e.g. {step_auroc: 0.8}. A model below it stays on disk and the "
+        "run stops, before anything uses it. Not part of the fingerprint: another gate trains nothing again",
+    )
+    eval_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="optimiser steps between looks at a tenth of the training rows, which then is not trained on; the weights that did "
+        "best there are kept. None: the last weights, and all rows are trained on",
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="looks without improvement after which training stops; None: it never stops early"
+    )
+
+
+class IrmStage(InstructionModelConfig, RewardModelSettings):
     kind: Literal["irm"] = "irm"
     init: str | None = None
     labels: str | None = None
 
 
-class PrmStage(ProcessModelConfig, TrainSettings):
+class PrmStage(ProcessModelConfig, RewardModelSettings):
     kind: Literal["prm"] = "prm"
     init: str | None = None
     labels: str | None = None
@@ -573,6 +593,10 @@ class Config(Section):
                 wrong.append(f"stages.{name}.aspects: the symbolic judge scores no difficulty; use teacher.kind: hf or openai")
             if stage.kind == "label" and stage.consensus and stage.method not in COMPLETED:
                 wrong.append(f"stages.{name}.consensus: needs method {', '.join(COMPLETED)}, whose labels a judge can confirm")
+            if isinstance(stage, RewardModelSettings):
+                wrong += [f"stages.{name}.require.{line}" for line in gate.mistakes(stage.kind, stage.require)]
+                if stage.patience is not None and stage.eval_every is None:
+                    wrong.append(f"stages.{name}.patience: counts looks, and there are none without eval_every")
             world = self.launch.processes
             if isinstance(stage, TrainSettings):
                 micro = min(stage.micro_batch_size, max(1, stage.batch_size // world))

@@ -17,15 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reward_models import gate
 from reward_models.statistics import in_points
 from rlef import launch
-from rlef.config import COMPLETED, AnyStage, Config, EvolveStage, MethodStage, RewardSettings, Section, resolve_path
+from rlef.config import COMPLETED, AnyStage, Config, EvolveStage, MethodStage, RewardModelSettings, RewardSettings, Section, resolve_path
 from rlef.errors import UserError, raise_all
 from rlef.evolution.operations import check_weights, operations_of, operations_to_improve
 from rlef.run_dir import RunDir, digest, outside_digest, write_json
 from rlef.sources import read_problems, with_answers
 
-NOT_IN_FINGERPRINT = {"micro_batch_size", "score_batch_size", "rollout_batch_size", "paid"}
+NOT_IN_FINGERPRINT = {"micro_batch_size", "score_batch_size", "rollout_batch_size", "paid", "require"}
 DECODING_KINDS = ("label", "evaluate", "evolve")  # their batch_size is rows decoded together: sampling noise does not depend on it
 FOR_FEEDBACK = {"band", "keep_outside", "samples", "temperature", "max_tokens", "use_answers"}  # of an evolve stage, read by feedback alone
 FOLLOWS = "follows "
@@ -418,6 +419,7 @@ def _run_stages(
         manifest = run_dir.manifest(name)
         if manifest is not None:
             print(f"{label}: done before ({manifest.seconds:.0f} s)", flush=True)
+            _check_gate(config, run_dir, name)
             continue
         print(f"{label} ...", flush=True)
         began = time.time()
@@ -436,6 +438,7 @@ def _run_stages(
             print(f"{label}: {line}", flush=True)
         if "teacher" in result:
             print(f"{label}: teacher  {_brief(result['teacher'], most=10)}", flush=True)
+        _check_gate(config, run_dir, name)
     write_summary(config, run_dir)
 
 
@@ -446,6 +449,22 @@ def _inputs_finished(config: Config, run_dir: RunDir, name: str, inputs: dict[st
     missing = [source for source in dict.fromkeys(inputs.values()) if source in config.stages and run_dir.manifest(source) is None]
     if missing:
         raise UserError(f"{name}: its input {', '.join(missing)} is not finished", fix=f"run `{missing[0]}` first, or all with `rlef run`")
+    for source in inputs.values():
+        _check_gate(config, run_dir, source)
+
+
+def _check_gate(config: Config, run_dir: RunDir, name: str) -> None:
+    """Raises UserError where a finished reward model's metrics are below what its stage requires."""
+    stage, manifest = config.stages.get(name), run_dir.manifest(name)
+    if not isinstance(stage, RewardModelSettings) or manifest is None:
+        return
+    told = gate.failure(stage.kind, stage.require, manifest.result)
+    if told is not None:
+        raise UserError(
+            f"{name}: {told}",
+            fix=f"the trained model stays in {run_dir.stage(name) / 'model'}. Better labels or training; or lower stages.{name}.require, "
+            "and the same command goes on without training again",
+        )
 
 
 def _dependents(config: Config, inputs: dict[str, dict[str, str]], name: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from reward_models.config import InstructionModelConfig, ProcessModelConfig
 from reward_models.train import TrainOptions, train_instruction, train_process
-from rlef.config import IrmStage, PrmStage, TrainSettings
+from rlef.config import IrmStage, PrmStage, RewardModelSettings
 from rlef.engines import dist
 from rlef.models import model_folder
 from rlef.stages.context import StageContext
@@ -47,7 +47,7 @@ def _places(ctx: StageContext) -> tuple[Any, Any]:
     return model_folder(ctx.inputs["init"]), out
 
 
-def _options(ctx: StageContext, settings: TrainSettings) -> TrainOptions:
+def _options(ctx: StageContext, settings: RewardModelSettings) -> TrainOptions:
     return TrainOptions(
         learning_rate=settings.learning_rate,
         batch_size=settings.batch_size,
@@ -58,6 +58,8 @@ def _options(ctx: StageContext, settings: TrainSettings) -> TrainOptions:
         seed=ctx.seed,
         callbacks=[ctx.tracker.trainer_callback(ctx.settings.kind)],
         deepspeed=ctx.config.launch.deepspeed,
+        eval_every=settings.eval_every,
+        patience=settings.patience,
     )
 
 

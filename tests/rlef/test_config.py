@@ -52,6 +52,9 @@ def test_defaults_and_overrides(write):
         ("model: [1\nstages: {", [], ["not valid YAML", "line"]),
         ("- 1", [], ["mapping"]),
         (GOOD, ["nonsense"], ["not an override"]),
+        (changed(label={}, prm={"require": {"step_aurok": 0.8}}), [], ["stages.prm.require.step_aurok", "did you mean `step_auroc`"]),
+        (changed(label={}, irm={"require": {"pair_accuracy": 90}}), [], ["stages.irm.require.pair_accuracy", "90 is not in 0..1"]),
+        (changed(label={}, prm={"patience": 2}), [], ["stages.prm.patience", "eval_every"]),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(write, tmp_path, capsys, data, overrides, words):

@@ -170,3 +170,49 @@ def test_no_address_of_a_server_goes_to_the_tracker(tmp_path, monkeypatch):
     monkeypatch.setattr("rlef.stages.label.run", lambda ctx: {})
     launch.call(config, RunDir(tmp_path), "label", tmp_path, {}, "rlef.stages.label:run")
     assert len(told) == 1 and "'aspects'" in told[0] and "inside" not in told[0]
+
+
+GATED = {
+    "model": {"random": {}},
+    "tracking": {"wandb": "disabled"},
+    "stages": {"problems": {"seeds": 10}, "sft": {"data": "seeds"}, "label": {}, "prm": {"require": {"step_auroc": 0.8}}, "ppo": {"irm": "none"}},
+}  # fmt: skip
+
+
+@pytest.fixture
+def gated(run, tmp_path, monkeypatch):
+    """The same with a PRM whose held-out step AUROC is 0.7."""
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(GATED, sort_keys=False))
+    fake = launch.run_stage
+
+    def measured(config, run_dir, name, folder, inputs, kind):
+        result = fake(config, run_dir, name, folder, inputs, kind)
+        return (
+            result | {"step_auroc": 0.7, "held_out_solutions": 118, "intervals": {"step_auroc": [0.66, 0.74]}} if name == "prm" else result
+        )
+
+    monkeypatch.setattr(launch, "run_stage", measured)
+    return run
+
+
+def test_a_stage_below_its_gate_stops_the_run_and_its_model_stays(gated):
+    with pytest.raises(
+        UserError, match="prm: below its gate on 118 held-out solutions\n.*step_auroc 0.700 .95 %: 0.660 to 0.740., .*least 0.8"
+    ) as told:
+        gated()
+    assert gated.ran == ["problems", "sft", "label", "prm"] and "stages.prm.require" in told.value.fix
+    root = Path("runs/c")
+    assert (root / "prm" / "out.txt").is_file() and (root / "prm" / "manifest.json").is_file()
+    assert json.loads((root / "summary.json").read_text())["reward_models"]["prm"]["step_auroc"] == 0.7
+
+
+def test_a_gate_holds_for_a_finished_stage_and_a_lower_one_trains_nothing_again(gated):
+    for options in ({}, {}, {"only": "prm"}, {"only": "ppo"}):
+        with pytest.raises(UserError, match="prm: below its gate"):
+            gated(**options)
+    assert gated.ran == []
+    assert gated("prm.require={step_auroc: 0.7}")[0] == ["ppo"]
+    assert gated("prm.require={}")[0] == [] and gated("prm.require={step_auroc: 0.7, ece: 0.9}", only="problems")[0] == []
+    with pytest.raises(UserError, match="ece could not be measured"):
+        gated("prm.require={ece: 0.9}")
+    assert gated("prm.require={}", "prm.eval_every=5")[0] == ["prm", "ppo"]  # how it is trained is another matter
