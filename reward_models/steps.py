@@ -65,7 +65,7 @@ def token_byte_spans(tokenizer: Any, ids: Sequence[int]) -> list[tuple[int, int]
     """Bytes [start, end) of the decoded text that each token makes. Special tokens make none.
 
     Read from the token pieces, not from decoded prefixes: a prefix may end inside a character. Knows byte-level BPE (GPT-2, Llama 3,
-    Qwen) and SentencePiece pieces with <0xNN> fallback.
+    Qwen), SentencePiece pieces with <0xNN> fallback and characters.
     """
     special = set(tokenizer.all_special_ids)
     byte_level = _is_byte_level(tokenizer)
@@ -91,6 +91,5 @@ def _piece_length(piece: str, byte_level: bool, *, first: bool) -> int:
         return sum(1 if character in _ALPHABET else len(character.encode()) for character in piece)
     if _BYTE.fullmatch(piece):
         return 1
-    text = piece.replace("▁", " ")
-    # SentencePiece decoders strip the blank that they put before the first word.
-    return len((text[1:] if first and text.startswith(" ") else text).encode())
+    # SentencePiece decoders strip the blank that they put before the first word; a blank of the text's own they keep.
+    return len((piece[1:] if first and piece.startswith("▁") else piece).replace("▁", " ").encode())
