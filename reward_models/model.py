@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -56,9 +56,22 @@ def build(kind: str, init: str | Path, *, separator: str | None = None) -> tuple
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
     with torch.no_grad():
-        for parameter in cast(nn.Module, model.score).parameters():
+        for parameter in label_head(model)[1].parameters():
             parameter.normal_(std=1 / (model.config.hidden_size + 1)) if parameter.dim() > 1 else parameter.zero_()
     return model, tokenizer
+
+
+def label_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
+    """The layer that makes the labels' logits, and its name: `score` in most families, `classifier` in others."""
+    found = [
+        (name, child) for name, child in model.named_children() if isinstance(child, nn.Linear) and child.out_features == model.num_labels
+    ]
+    if len(found) != 1:
+        raise UserError(
+            f"{type(model).__name__}: {len(found)} layers with an output for each of {model.num_labels} labels",
+            fix="take a model family whose classifiers end in one linear layer",
+        )
+    return found[0]
 
 
 def language_head(init: str | Path) -> torch.Tensor:
@@ -70,19 +83,24 @@ def language_head(init: str | Path) -> torch.Tensor:
     return head.weight.detach()
 
 
-def load(auto: Any, folder: str | Path, device: str | torch.device = "cpu") -> PreTrainedModel:
-    """from_pretrained with one label, in fp32, without dropout (token classification heads default to 0.1)."""
+def load(auto: Any, folder: str | Path, device: str | torch.device = "cpu", *, labels: int = 1, trained: bool = False) -> PreTrainedModel:
+    """from_pretrained in fp32, without dropout (token classification heads default to 0.1). `trained`: all weights must be in `folder`,
+    the head's too, where else transformers would draw them."""
     try:
         config = AutoConfig.from_pretrained(str(folder))
-        config.num_labels = 1
+        config.num_labels = labels
         for key in [name for name in config.to_dict() if name.endswith(("dropout", "pdrop"))]:
             setattr(config, key, 0.0)
         config.classifier_dropout = 0.0
-        model = auto.from_pretrained(str(folder), config=config, dtype=torch.float32)
+        model, info = auto.from_pretrained(str(folder), config=config, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder}: no model could be loaded ({error})", fix="give a folder or hub id that from_pretrained loads"
         ) from error
+    if trained and info["missing_keys"]:
+        raise UserError(
+            f"{folder}: has no weights for {', '.join(sorted(info['missing_keys'])[:3])}", fix="give the folder of a trained reward model"
+        )
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
 
+from reward_models.model import label_head
 from rlef.errors import UserError
 from rlef.rl.batch import Columns
 
@@ -80,7 +81,7 @@ class TokenCritic(nn.Module):
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         with torch.no_grad():
-            for parameter in model.score.parameters():
+            for parameter in label_head(model)[1].parameters():
                 parameter.zero_()
         model.get_input_embeddings().padding_idx = None
         return cls(model)

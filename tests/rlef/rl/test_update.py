@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlef.config import PpoStage
 from rlef.engines import make_engine
@@ -41,6 +42,12 @@ def engines(folder, *, policy_lr=1e-3, critic_lr=1e-3, max_grad_norm=1e9, double
         policy, critic = policy.double(), critic.double()
     common = {"max_grad_norm": max_grad_norm, "warmup_steps": 0, "device": CPU, "deepspeed_json": None}
     return make_engine(policy, lr=policy_lr, **common), make_engine(critic, lr=critic_lr, **common)
+
+
+def test_a_critic_starts_at_zero_whatever_its_family_calls_the_head(tmp_path):
+    GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2, n_positions=16)).save_pretrained(tmp_path)
+    critic = TokenCritic.from_folder(tmp_path)
+    assert not critic.model.classifier.weight.any() and not critic.model(torch.arange(4)[None]).logits.any()
 
 
 def settings(**changes):
