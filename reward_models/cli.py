@@ -1,4 +1,4 @@
-"""`python -m reward_models {train,score,evaluate}`: heavy imports come after parsing."""
+"""`python -m reward_models {train,score,evaluate,convert}`: heavy imports come after parsing."""
 
 from __future__ import annotations
 
@@ -9,18 +9,29 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from reward_models.config import FormName
 from reward_models.errors import UserError
 from reward_models.gate import failure, mistakes
 
+if TYPE_CHECKING:
+    from reward_models.process import ProcessRewardModel
+
+FORMS = get_args(FormName)
+TOLD = "how a published process reward model is written to, where neither a file of ours nor process_form.json says it"
+
 
 def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser(prog="python -m reward_models", description="Instruction (irm) and process (prm) reward models.")
+    main = argparse.ArgumentParser(
+        prog="python -m reward_models", description="Instruction (irm), process (prm) and outcome (orm) reward models."
+    )
     commands = main.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train on a label file")
-    train.add_argument("kind", choices=["irm", "prm"])
-    train.add_argument("--labels", required=True, help="JSONL of ranked lists (irm) or judged solutions (prm)")
+    train.add_argument("kind", choices=["irm", "prm", "orm"])
+    train.add_argument(
+        "--labels", required=True, help="JSONL of ranked lists (irm), judged solutions (prm) or solutions that are `correct` or not (orm)"
+    )
     train.add_argument("--init", required=True, help="folder or hub id of the policy or base model")
     train.add_argument("--out", required=True)
     train.add_argument("--learning-rate", type=_above_zero(float), default=1e-4)
@@ -31,16 +42,20 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--micro-batch-size", type=_above_zero(int), default=32)
     train.add_argument("--max-length", type=_above_zero(int), default=512, help="tokens, at least 8")
     train.add_argument("--threshold", type=float, help="prm: label anew, right where more than this share of a step's completions was")
+    train.add_argument(
+        "--neutral", choices=["keep", "right", "wrong", "mask"], help="prm: what a label between 0 and 1 becomes (default: keep)"
+    )
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--deepspeed", help="DeepSpeed JSON")
     score = commands.add_parser("score", help='add "score" (irm: r_I; prm: step scores and r_A) to JSONL rows')
-    score.add_argument("kind", choices=["irm", "prm"])
+    score.add_argument("kind", choices=["irm", "prm", "orm"])
     score.add_argument("--model", required=True)
     score.add_argument("--input", required=True, help='JSONL: irm {"text"}; prm {"question", "steps"} or {"question", "text"}')
     score.add_argument("--output", required=True)
     score.add_argument("--delimiter", default="\n", help="what ends a step in `text`")
+    score.add_argument("--form", choices=FORMS, help=TOLD)
     evaluate = commands.add_parser("evaluate", help="measure on the held-out rows of a label file, or on all rows of a benchmark")
-    evaluate.add_argument("kind", choices=["irm", "prm"])
+    evaluate.add_argument("kind", choices=["irm", "prm", "orm"])
     evaluate.add_argument("--model", required=True)
     evaluate.add_argument("--labels", required=True, help="label file; prm also ProcessBench, PRM800K, ..; irm also RewardBench")
     threshold = evaluate.add_mutually_exclusive_group()
@@ -51,6 +66,11 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--curves", action="store_true", help="print tables, curves and probes before the last line")
     evaluate.add_argument("--out", metavar="DIR", help="write evaluation.json and evaluation.html, a page with pictures")
+    evaluate.add_argument("--form", choices=FORMS, help=TOLD)
+    convert = commands.add_parser("convert", help="a published process reward model with one logit, which plain transformers loads")
+    convert.add_argument("model", help="folder or hub id")
+    convert.add_argument("--out", required=True)
+    convert.add_argument("--form", choices=FORMS, help=TOLD)
     return main
 
 
@@ -75,7 +95,7 @@ def _requirement(text: str) -> tuple[str, float]:
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        result = {"train": _train, "score": _score, "evaluate": _evaluate}[options.command](options)
+        result = {"train": _train, "score": _score, "evaluate": _evaluate, "convert": _convert}[options.command](options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -99,8 +119,9 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--deepspeed {options.deepspeed}: no such file", fix="give a DeepSpeed JSON, e.g. configs/deepspeed/zero2.json")
     if options.threshold is not None and not (options.kind == "prm" and 0 <= options.threshold < 1):
         raise UserError(f"--threshold {options.threshold:g}: for a prm, from 0 to below 1", fix="change it or leave it out")
-    if Path(options.out).exists() and not Path(options.out).is_dir():
-        raise UserError(f"--out {options.out}: a file", fix="give a folder")
+    if options.neutral is not None and options.kind != "prm":
+        raise UserError(f"--neutral {options.neutral}: for a prm", fix="leave it out")
+    _is_folder(options.out)
     from reward_models.config import InstructionModelConfig, ProcessModelConfig
     from reward_models.train import TrainOptions, train_instruction, train_process
 
@@ -109,7 +130,13 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     if options.kind == "irm":
         settings = InstructionModelConfig(epochs=options.epochs, max_length=options.max_length)
         return train_instruction(options.labels, options.init, options.out, settings, how)
-    process = ProcessModelConfig(epochs=options.epochs, max_length=options.max_length, threshold=options.threshold)
+    process = ProcessModelConfig(
+        epochs=options.epochs,
+        max_length=options.max_length,
+        threshold=options.threshold,
+        neutral=options.neutral or "keep",
+        outcome=options.kind == "orm",
+    )
     return train_process(options.labels, options.init, options.out, process, how)
 
 
@@ -120,7 +147,7 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--delimiter: empty", fix="give the text that ends a step")
     rows = _rows(options.input, ("text",) if options.kind == "irm" else ("question",))
     from reward_models.instruction import InstructionRewardModel
-    from reward_models.process import ProcessRewardModel, aggregate
+    from reward_models.process import aggregate
     from reward_models.steps import split_steps
 
     if options.kind == "irm":
@@ -128,7 +155,7 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
             row["score"] = value
     else:
         steps = [row["steps"] if "steps" in row else [step.text for step in split_steps(row["text"], options.delimiter)] for row in rows]
-        for row, result in zip(rows, ProcessRewardModel.load(options.model).score([row["question"] for row in rows], steps), strict=True):
+        for row, result in zip(rows, _load(options).score([row["question"] for row in rows], steps), strict=True):
             row |= {"step_scores": list(result.scores), "score": aggregate(result.scores), "truncated": result.truncated}
     partial = Path(options.output + ".partial")
     partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -155,15 +182,15 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     fixed_on = read_labels(options.threshold_from, options.kind) if options.threshold_from is not None else Labels([])
     from reward_models.evaluate import evaluate_instruction, evaluate_process
     from reward_models.instruction import InstructionRewardModel
-    from reward_models.labels import at_threshold
-    from reward_models.process import ProcessRewardModel
+    from reward_models.labels import at_threshold, made_ready
 
     if options.kind == "irm":
         result = evaluate_instruction(InstructionRewardModel.load(options.model), held_out)
     else:
-        model = ProcessRewardModel.load(options.model)
+        model = _load(options)
         if model.settings.threshold is not None:
             held_out = [at_threshold(row, model.settings.threshold) for row in held_out]
+        held_out = made_ready(held_out, model.settings)
         result = evaluate_process(model, held_out, threshold=_threshold(options, model, fixed_on.rows, held_out))
     result |= {"shape": labels.shape, "set_aside": len(labels.set_aside), "set_aside_first": labels.set_aside[:5]}
     _show(options, result)
@@ -208,6 +235,33 @@ def _show(options: argparse.Namespace, result: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         Path(out, "evaluation.json").write_text(json.dumps(finite(result), indent=2))
         Path(out, "evaluation.html").write_text(page(f"{options.kind} on {Path(options.labels).name}", result), encoding="utf-8")
+
+
+def _convert(options: argparse.Namespace) -> dict[str, Any]:
+    _is_folder(options.out)
+    if Path(options.out).resolve() == Path(options.model).resolve():
+        raise UserError(f"--out {options.out}: is the model itself", fix="give another folder")
+    from reward_models.forms import save_published
+
+    model = _load(options)
+    if model.form is None:
+        raise UserError(f"{options.model}: has one logit and our own form already", fix="use it as it is")
+    save_published(model.model, model.tokenizer, model.form, options.out)
+    return {"form": model.form.form, "output": options.out}
+
+
+def _load(options: argparse.Namespace) -> ProcessRewardModel:
+    from reward_models.process import ProcessRewardModel
+
+    model = ProcessRewardModel.load(options.model, form=options.form)
+    if options.command != "convert" and options.kind == "orm" and not model.settings.outcome:
+        raise UserError(f"{options.model}: a process reward model", fix="say prm, or give an outcome reward model")
+    return model
+
+
+def _is_folder(out: str) -> None:
+    if Path(out).exists() and not Path(out).is_dir():
+        raise UserError(f"--out {out}: a file", fix="give a folder")
 
 
 def _is_answer(row: dict[str, Any]) -> bool:

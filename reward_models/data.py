@@ -25,8 +25,8 @@ class StepColumns:
     """A solution as the PRM reads it: question, then each step and the separator at which it is judged."""
 
     ids: list[int]
-    start: int  # of the first step
-    columns: list[int]  # of the separators
+    start: int  # of the first step, or of the chat turn that holds it and the question
+    columns: list[int]  # where each step is judged
 
 
 def step_columns(tokenizer: Tokenizer, question: str, steps: Sequence[str], separator: str) -> StepColumns:
@@ -38,13 +38,19 @@ def step_columns(tokenizer: Tokenizer, question: str, steps: Sequence[str], sepa
     texts = [str(text), *(step + "\n" for step in steps)]
     pieces = tokenizer(texts, add_special_tokens=False)["input_ids"]
     mark = tokenizer.convert_tokens_to_ids(separator)
-    ids, columns = list(pieces[0]), []
-    for piece in pieces[1:]:
-        # A step that spells the separator out must not be judged inside.
-        ids += [token for token in piece if token != mark]
-        columns.append(len(ids))
-        ids.append(mark)
-    return StepColumns(ids, len(pieces[0]), columns)
+    # A step that spells the separator out must not be judged inside.
+    return marked(pieces[0], [[token for token in piece if token != mark] for piece in pieces[1:]], [mark])
+
+
+def marked(opening: Sequence[int], steps: Sequence[Sequence[int]], mark: Sequence[int], *, before: bool = False) -> StepColumns:
+    """The one place where steps get their columns: behind each step's ids stands `mark`, and the step is judged at the mark's last id;
+    with `before` at the id in front of the mark, which the model is to predict."""
+    ids, columns = list(opening), []
+    for step in steps:
+        ids += step
+        columns.append(len(ids) - 1 if before else len(ids) + len(mark) - 1)
+        ids += mark
+    return StepColumns(ids, len(opening), columns)
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:

@@ -1,9 +1,10 @@
-"""Step labels from what a row keeps of its verdicts (rates of completions, equations, a judge), at any threshold, with no new call."""
+"""Step labels as a model is trained on them: at any threshold of what a row keeps of its verdicts, neutral ones decided, or the outcome."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from reward_models.config import ProcessModelConfig
 from reward_models.errors import UserError
 from reward_models.records import SteppedSolution
 
@@ -51,3 +52,31 @@ def relabelled(rows: Sequence[SteppedSolution], threshold: float | None) -> list
             fix="leave it out, or label by monte_carlo, calculator or bisection",
         )
     return list(rows) if threshold is None else [at_threshold(row, threshold) for row in rows]
+
+
+def decided(labels: Sequence[float | None], neutral: str) -> list[float | None]:
+    """Labels between 0 and 1 as `neutral` (right, wrong, mask or keep) has them. PRM800K's neutral step is no error to one who asks
+    whether the problem can still be solved, and no progress to a strict one."""
+    becomes = {"right": 1.0, "wrong": 0.0, "mask": None}
+    return [label if label in (None, 0.0, 1.0) or neutral == "keep" else becomes[neutral] for label in labels]
+
+
+def by_outcome(row: SteppedSolution) -> SteppedSolution:
+    """The solution as one step, right where its answer is; not judged where that is not known."""
+    whole = {"steps": ("\n".join(row.steps),), "labels": (None if row.correct is None else float(row.correct),)}
+    return row.model_copy(update=whole | dict.fromkeys(("rates", "samples", "equations", "judged")))
+
+
+def made_ready(rows: Sequence[SteppedSolution], settings: ProcessModelConfig) -> list[SteppedSolution]:
+    """Rows as a model of these settings is trained and measured on them. Raises UserError where an outcome model finds no outcome."""
+    if settings.outcome:
+        if all(row.correct is None for row in rows):
+            raise UserError(
+                "outcome: no row says whether its answer is `correct`", fix="give rows with it, or train a process reward model"
+            )
+        return [by_outcome(row) for row in rows]
+    if settings.neutral == "keep":
+        return list(rows)
+    return [
+        row if row.rates is not None else row.model_copy(update={"labels": tuple(decided(row.labels, settings.neutral))}) for row in rows
+    ]

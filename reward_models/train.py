@@ -30,7 +30,7 @@ from reward_models.evaluate import (
 )
 from reward_models.formats.files import Labels, read_labels
 from reward_models.instruction import Calibration, InstructionRewardModel, fit_slope, save_calibration, score_texts
-from reward_models.labels import relabelled
+from reward_models.labels import made_ready, relabelled
 from reward_models.losses import IGNORE, cross_seed_loss, language_loss, pairwise_ranking_loss, plackett_luce_loss, step_loss
 from reward_models.metrics import finite
 from reward_models.model import Tokenizer, build, language_head
@@ -177,7 +177,7 @@ def train_process(
     Rows that are too long or carry no label are dropped and counted. Raises UserError where nothing is left.
     """
     read = read_labels(labels, "prm")
-    rows = relabelled(read.rows, settings.threshold)
+    rows = made_ready(relabelled(read.rows, settings.threshold), settings)
     train, held_out = _split(rows, labels)
     train, development = _development(train, labels, options)
     torch.manual_seed(options.seed)

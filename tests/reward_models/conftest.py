@@ -1,4 +1,4 @@
-"""Three kinds of tokenizer, and a saved tiny policy to start reward models from."""
+"""Kinds of tokenizer, and a saved tiny policy to start reward models from."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 CORPUS = ["Ann has 3 pens.\nBen 3+4=7\n#### 7", "naïve café — 数学 😀 \\frac{1}{2}", "How many? So many.\n\nDone."] * 5
+ALPHABET = sorted(set("".join(map(chr, range(32, 127))) + "\n" + "ки" + "".join(CORPUS)))
 
 
 def wrap(core) -> PreTrainedTokenizerFast:
@@ -56,9 +57,29 @@ def merging() -> PreTrainedTokenizerFast:
     return wrap(core)
 
 
-@pytest.fixture(scope="session", params=["byte_level", "sentence_piece", "merging"])
+def unigram() -> PreTrainedTokenizerFast:
+    """SentencePiece's other model, with a blank before what begins a text and nowhere else, as newer Llama conversions have it."""
+    core = Tokenizer(models.Unigram())
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    core.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=["<|pad|>", "<|end|>", "<unk>"], unk_token="<unk>", initial_alphabet=ALPHABET, show_progress=False
+    )
+    core.train_from_iterator(CORPUS, trainer)
+    return wrap(core)
+
+
+def characters() -> PreTrainedTokenizerFast:
+    """One token a character."""
+    tokens = ["<|pad|>", "<|end|>", "<unk>", *ALPHABET]
+    core = Tokenizer(models.BPE(vocab={token: place for place, token in enumerate(tokens)}, merges=[], unk_token="<unk>"))
+    core.decoder = decoders.Fuse()
+    return wrap(core)
+
+
+@pytest.fixture(scope="session", params=["byte_level", "sentence_piece", "merging", "characters"])
 def any_tokenizer(request):
-    return {"byte_level": byte_level, "sentence_piece": sentence_piece, "merging": merging}[request.param]()
+    return {"byte_level": byte_level, "sentence_piece": sentence_piece, "merging": merging, "characters": characters}[request.param]()
 
 
 def policy(tokenizer, seed=0) -> LlamaForCausalLM:

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from reward_models.config import ProcessModelConfig
 from reward_models.errors import UserError
-from reward_models.labels import at_threshold, calculator_labels, consensus_labels, first_error_labels, hard_labels, relabelled
+from reward_models.labels import (
+    at_threshold,
+    by_outcome,
+    calculator_labels,
+    consensus_labels,
+    decided,
+    first_error_labels,
+    hard_labels,
+    made_ready,
+    relabelled,
+)
 from reward_models.records import SteppedSolution
 
 RATES = (0.75, 0.5, None, 0.0)
@@ -55,3 +66,28 @@ def test_every_verdict_has_one_entry_a_step_in_0_to_1(name):
         row(**{name: (1.0,)})
     with pytest.raises(ValueError, match="must lie in"):
         row(**{name: (1.5, None, None, None)})
+
+
+def test_neutral_steps_are_what_the_settings_say():
+    judged = [1.0, 0.5, None, 0.0, 0.25]
+    assert decided(judged, "keep") == judged
+    assert decided(judged, "right") == [1.0, 1.0, None, 0.0, 1.0]
+    assert decided(judged, "wrong") == [1.0, 0.0, None, 0.0, 0.0]
+    assert decided(judged, "mask") == [1.0, None, None, 0.0, None]
+    human, measured = row(rates=None, labels=(1.0, 0.5, None, 0.0)), row(labels=(0.75, 0.5, None, 0.0))
+    assert made_ready([human, measured], ProcessModelConfig()) == [human, measured]
+    ready = made_ready([human, measured], ProcessModelConfig(neutral="wrong"))
+    assert ready[0].labels == (1.0, 0.0, None, 0.0) and ready[1] is measured  # half of its completions is no neutral verdict
+
+
+def test_by_outcome_a_solution_is_one_step_and_rows_without_outcome_are_not_judged():
+    rows = [row(correct=True), row(correct=False), row(correct=None)]
+    ready = made_ready(rows, ProcessModelConfig(outcome=True))
+    assert [one.labels for one in ready] == [(1.0,), (0.0,), (None,)] and ready == [by_outcome(one) for one in rows]
+    assert all(one.steps == ("a\nb\nc\nd",) and one.rates is None for one in ready)
+    assert type(ready[0]).model_validate(ready[0].model_dump()) == ready[0]
+    with pytest.raises(UserError, match="no row says whether"):
+        made_ready(rows[2:], ProcessModelConfig(outcome=True))
+    for setting in ({"threshold": 0.5}, {"neutral": "mask"}):
+        with pytest.raises(ValueError, match="leave out threshold and neutral"):
+            ProcessModelConfig(outcome=True, **setting)

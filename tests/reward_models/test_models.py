@@ -7,16 +7,24 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer, TrainerCallback
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    TrainerCallback,
+)
 
+from reward_models.cli import main
 from reward_models.config import InstructionModelConfig, ProcessModelConfig
 from reward_models.data import SortedSteps, collate_lists, collate_steps, instruction_rows, step_columns, step_rows, step_trees
 from reward_models.errors import UserError
 from reward_models.instruction import CALIBRATION, Calibration, InstructionRewardModel, save_calibration
 from reward_models.losses import IGNORE
 from reward_models.metrics import auroc
-from reward_models.model import build
-from reward_models.process import ProcessRewardModel, aggregate
+from reward_models.model import build, label_head
+from reward_models.process import ProcessRewardModel, StepScores, aggregate
 from reward_models.records import RankedItem, RankedList, SteppedSolution, is_held_out
 from reward_models.train import TrainOptions, lists_loss, steps_loss, train_instruction, train_process
 
@@ -175,6 +183,25 @@ def test_aggregates():
     assert aggregate(()) == 0
     with pytest.raises(UserError):
         aggregate((0.5,), "median")
+
+
+def test_the_first_error_is_a_place_or_none_where_nothing_was_read():
+    assert [StepScores((0.9, 0.4, 0.3)).first_error(threshold) for threshold in (0.5, 0.35, 0.1)] == [1, 2, -1]
+    assert StepScores(()).first_error(0.5) == -1 and StepScores((), truncated=True).first_error(0.5) is None
+
+
+def test_a_head_is_found_whatever_its_family_calls_it(policy_folder, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(policy_folder)
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=128)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for kind, name in (("process", "classifier"), ("instruction", "score")):
+        model, _ = build(kind, tmp_path, separator="<|step|>")
+        assert label_head(model)[0] == name and label_head(model)[1].weight.std() > 0
+    model, words = build("process", tmp_path, separator="<|step|>")
+    assert len(flat(ProcessRewardModel(model, words, ProcessModelConfig(max_length=100)).score(QUESTIONS, STEPS))) == 8
+    model.classifier = torch.nn.Sequential(torch.nn.Linear(32, 1))
+    with pytest.raises(UserError, match="0 layers"):
+        label_head(model)
 
 
 @pytest.mark.parametrize("language_weight", [0.0, 0.7])
@@ -345,6 +372,38 @@ def test_21_overfits_eight_solutions_through_the_inference_api(policy_folder, tm
     assert torch.sigmoid(logits).tolist() == pytest.approx(scores[:2], abs=1e-5)
 
 
+def test_21_an_outcome_model_overfits_eight_solutions_through_the_inference_api(policy_folder, tmp_path, capsys):
+    """Solutions that differ in one step of three, by the command line; one score each."""
+    rows = []
+    for number in range(8):
+        steps = (f"Ben {number}+1={number + 1 + number % 2}", "So", f"#### {number}")
+        fields = {"problem_id": str(number // 2), "question": "How many?", "steps": steps, "labels": (None,) * 3, "labeller": "x"}
+        rows.append(SteppedSolution(**fields, correct=number % 2 == 0, split="train"))
+    rows += [rows[0].model_copy(update={"split": "held_out"}), rows[1].model_copy(update={"split": "held_out"})]
+    rows.append(rows[0].model_copy(update={"correct": None}))
+    file, out = write(tmp_path / "steps.jsonl", rows), tmp_path / "orm"
+    words = ["--epochs", "40", "--learning-rate", "3e-3", "--batch-size", "8", "--micro-batch-size", "8"]
+    assert main(["train", "orm", "--labels", str(file), "--init", str(policy_folder), "--out", str(out), *words]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["dropped"] == {"no_label": 1} and metrics["train_solutions"] == 8 and metrics["within_problem"] == 1.0
+    results = ProcessRewardModel.load(out).score([row.question for row in rows[:8]], [row.steps for row in rows[:8]])
+    assert all(len(result.scores) == 1 for result in results)
+    assert min(flat(results)[::2]) > 0.9 and max(flat(results)[1::2]) < 0.1
+    assert main(["evaluate", "orm", "--model", str(out), "--labels", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out)["step_auroc"] == 1.0
+
+
+def test_neutral_steps_reach_training_and_measuring(policy_folder, tmp_path):
+    rows = [
+        SteppedSolution(problem_id=split, question="q", steps=("a", "b", "c"), labels=(1, 0.5, 0.5), labeller="me", split=split)
+        for split in ("train", "held_out")
+    ]
+    file, options = write(tmp_path / "rows.jsonl", rows), TrainOptions(learning_rate=1e-9, batch_size=4)
+    for neutral, right, judged in [("wrong", 1 / 2, 2), ("mask", 1, 1)]:
+        metrics = train_process(file, policy_folder, tmp_path / neutral, ProcessModelConfig(epochs=1, neutral=neutral), options)
+        assert metrics["right_steps"] == pytest.approx(right, abs=1e-5) and metrics["steps"] == judged
+
+
 def test_a_threshold_labels_anew_what_is_trained_on_and_what_is_measured(policy_folder, tmp_path):
     rates = [(0.75, 0.5, 0.0), (0.25, 0.0, 0.0)]
     rows = [
@@ -390,16 +449,12 @@ def test_split_goes_by_seed():
 
 @pytest.mark.parametrize("line,word", [("{broken", "line 1"), ('{"seed_id": 1}', "line 1"), ("", "no row")])
 def test_broken_label_files_are_named(policy_folder, tmp_path, capsys, line, word):
-    from reward_models.cli import main
-
     (tmp_path / "x.jsonl").write_text(line + "\n")
     assert main(["train", "irm", "--labels", str(tmp_path / "x.jsonl"), "--init", str(policy_folder), "--out", str(tmp_path / "o")]) == 2
     assert word in capsys.readouterr().err and not (tmp_path / "o").exists()
 
 
 def test_command_line_trains_scores_and_evaluates(policy_folder, tmp_path, capsys):
-    from reward_models.cli import main
-
     rows = [
         SteppedSolution(
             problem_id=str(n), question=f"{n}?", steps=("good", "bad"), labels=(1, 0), labeller="x", split="held_out" if n < 2 else "train"
