@@ -363,6 +363,13 @@ class PrmStage(ProcessModelConfig, RewardModelSettings):
     labels: str | None = None
 
 
+class OrmStage(PrmStage):
+    """The outcome reward model, for ablations (`ppo: {prm: orm}`): taken in a PRM's place where it is named, or where no PRM is."""
+
+    kind: Literal["orm"] = "orm"
+    outcome: Literal[True] = True
+
+
 class RewardSettings(Stage):
     """Inputs and rules of the one reward r = r_I * r_A (algorithms: rlef.rl.reward)."""
 
@@ -487,6 +494,7 @@ AnyStage = Annotated[
     | LabelStage
     | IrmStage
     | PrmStage
+    | OrmStage
     | PpoStage
     | DpoStage
     | RftStage
@@ -500,7 +508,7 @@ STAGE_TYPES: dict[str, type[Stage]] = {
     stage.model_fields["kind"].default: stage
     for stage in (
         ProblemsStage, MethodStage, EvolveStage, RespondStage, SftStage, LabelStage, IrmStage,
-        PrmStage, PpoStage, DpoStage, RftStage, EvaluateStage, ReportStage,
+        PrmStage, OrmStage, PpoStage, DpoStage, RftStage, EvaluateStage, ReportStage,
     )
 }  # fmt: skip
 

@@ -53,7 +53,7 @@ REGISTRY: dict[str, Kind] = {
     "method": Kind("rlef.stages.method:run", {"problems": ("problems",)}, uses_teacher=True),
     "evolve": Kind(
         "rlef.stages.evolve:run",
-        {"problems": ("problems",), "method?": ("method",), "pool?": ("evolve",), "policy?": ("sft",), "prm?": ("prm",)},
+        {"problems": ("problems",), "method?": ("method",), "pool?": ("evolve",), "policy?": ("sft",), "prm?": ("prm", "orm")},
         uses_teacher=True,
     ),
     "respond": Kind(
@@ -72,13 +72,14 @@ REGISTRY: dict[str, Kind] = {
     ),
     "irm": Kind("rlef.stages.train_rewards:run_irm", {"labels": ("label",), "init": ("sft",)}, distributed=True),
     "prm": Kind("rlef.stages.train_rewards:run_prm", {"labels": ("label",), "init": ("sft",)}, distributed=True),
+    "orm": Kind("rlef.stages.train_rewards:run_prm", {"labels": ("label",), "init": ("sft",)}, distributed=True),
     "ppo": Kind(
         "rlef.stages.ppo:run",
         {
             "init": ("sft",),
             "prompts": ("respond|evolve", "problems"),
             "irm?": ("irm",),
-            "prm": ("prm",),
+            "prm": ("prm", "orm"),
             "evolve?": ("evolve",),
             "problems?": ("problems",),
             "method?": ("method",),
@@ -87,15 +88,15 @@ REGISTRY: dict[str, Kind] = {
     ),
     "dpo": Kind(
         "rlef.stages.dpo:run",
-        {"init": ("sft",), "prompts": ("respond|evolve", "problems"), "irm?": ("irm",), "prm": ("prm",)},
+        {"init": ("sft",), "prompts": ("respond|evolve", "problems"), "irm?": ("irm",), "prm": ("prm", "orm")},
         distributed=True,
     ),
     "rft": Kind(
         "rlef.stages.rft:run",
-        {"init": ("sft",), "prompts": ("respond|evolve", "problems"), "irm?": ("irm",), "prm": ("prm",)},
+        {"init": ("sft",), "prompts": ("respond|evolve", "problems"), "irm?": ("irm",), "prm": ("prm", "orm")},
         distributed=True,
     ),
-    "evaluate": Kind("rlef.stages.evaluate:run", {"problems": ("problems",), "prm?": ("prm",)}),
+    "evaluate": Kind("rlef.stages.evaluate:run", {"problems": ("problems",), "prm?": ("prm", "orm")}),
     "report": Kind("rlef.stages.report:run", {}),
 }
 POLICY_KINDS = ("sft", "ppo", "dpo", "rft")
@@ -494,7 +495,7 @@ def write_summary(config: Config, run_dir: RunDir) -> None:
         summary["stages"][name] = {"seconds": manifest.seconds if manifest else None, "status": "done" if manifest else "pending"}
         if manifest is None:
             continue
-        if stage.kind in ("irm", "prm"):
+        if stage.kind in ("irm", "prm", "orm"):
             summary["reward_models"][name] = manifest.result
         elif stage.kind == "evaluate":
             summary["evaluate"] |= manifest.result

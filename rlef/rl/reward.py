@@ -36,8 +36,8 @@ class Score:
 
     text: str
     steps: tuple[str, ...]  # up to and including the final answer line; what follows it is not scored
-    step_scores: tuple[float, ...]  # p_k in (0,1), one a step
-    slots: tuple[int, ...]  # answer token that makes each step final
+    step_scores: tuple[float, ...]  # p_k in (0,1), one a step; of an outcome model one in all
+    slots: tuple[int, ...]  # answer token at which each of them is final
     instruction: float  # r_I
     answer: float  # r_A = min p_k, or 0 with the reason in `zeroed`
     zeroed: str | None  # unfinished | no_answer | too_long | wrong_answer
@@ -95,7 +95,7 @@ class RewardFunction:
                     text=text,
                     steps=tuple(steps),
                     step_scores=() if judged.truncated else judged.scores,
-                    slots=() if judged.truncated else tuple(slots),
+                    slots=() if judged.truncated else _judged_slots(slots, judged.scores),
                     instruction=instruction[row],
                     answer=0.0 if zeroed else aggregate(judged.scores, "min"),
                     zeroed=zeroed,
@@ -135,6 +135,11 @@ class RewardFunction:
         # A step that no delimiter closed becomes final with the token that ends the answer.
         slots = [slot if step.closed else len(completion.tokens) - 1 for slot, step in zip(slots, counted, strict=True)]
         return text, [step.text for step in counted], slots, len(steps) - len(counted)
+
+
+def _judged_slots(slots: Sequence[int], scores: Sequence[float]) -> tuple[int, ...]:
+    """An outcome model judges the last step alone."""
+    return tuple(slots[-1:] if len(scores) == 1 else slots)
 
 
 def place_rewards(score: Score, length: int, finished: bool, *, mode: RewardMode, missing_eos_penalty: float) -> list[float]:

@@ -27,6 +27,7 @@ SAME_TEXT = 0.4  # share of common words from which a rewrite is shown with its 
 TITLES = {
     "irm": "Instruction reward model: r_I, is this a good problem?",
     "prm": "Process reward model: r_A, is each step right?",
+    "orm": "Outcome reward model: r_A, is the answer right?",
     "sft": "SFT: learning from solved examples",
     "ppo": "PPO: learning from the two rewards",
     "dpo": "DPO: learning from pairs ranked by the two rewards",
@@ -145,7 +146,7 @@ def write_report(run_dir: Path) -> Path:
         *(
             (_title(TITLES[kind], name, kind), _reward_model(kind, manifests[name], metrics[name]))
             for name, kind in kinds.items()
-            if kind in ("irm", "prm")
+            if kind in ("irm", "prm", "orm")
         ),
         *(
             (_title(TITLES[kind], name, kind), _training(kind, manifests[name], metrics[name]))

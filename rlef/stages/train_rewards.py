@@ -26,10 +26,10 @@ def run_irm(ctx: StageContext) -> dict:
 
 def run_prm(ctx: StageContext) -> dict:
     """Writes model/; returns the metrics on held-out solutions."""
-    settings: PrmStage = ctx.settings
+    settings: PrmStage = ctx.settings  # an orm stage has the same settings, and `outcome`
     own = ProcessModelConfig(**{name: getattr(settings, name) for name in ProcessModelConfig.model_fields})
     result = train_process(_labels(ctx, "steps.jsonl"), *_places(ctx), own, _options(ctx, settings))
-    return _logged(ctx, "prm", result)
+    return _logged(ctx, settings.kind, result)
 
 
 def _labels(ctx: StageContext, name: str) -> Path:

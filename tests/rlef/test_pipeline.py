@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rlef import launch, pipeline
-from rlef.config import load_config, parse_config
+from rlef.config import Config, load_config, parse_config
 from rlef.errors import UserError
 from rlef.run_dir import RunDir
 from rlef.tracking import Tracker
@@ -216,3 +216,14 @@ def test_a_gate_holds_for_a_finished_stage_and_a_lower_one_trains_nothing_again(
     with pytest.raises(UserError, match="ece could not be measured"):
         gated("prm.require={ece: 0.9}")
     assert gated("prm.require={}", "prm.eval_every=5")[0] == ["prm", "ppo"]  # how it is trained is another matter
+
+
+def test_an_outcome_model_is_taken_where_it_is_named_or_alone():
+    """Not because it stands nearer: an ablation added to a run must not become its reward."""
+    before, ppo = {"problems": {}, "sft": {"data": "seeds"}, "label": {}}, {"prompts": "problems", "irm": "none"}
+    for models, given, taken in [(("prm", "orm"), {}, "prm"), (("prm", "orm"), {"prm": "orm"}, "orm"), (("orm",), {}, "orm")]:
+        stages = before | {name: {} for name in models} | {"ppo": ppo | given}
+        named = {name: {"kind": name} | settings for name, settings in stages.items()}
+        config = Config.model_validate({"model": {"random": {}}, "stages": named})
+        assert pipeline.resolve_inputs(config, "ppo")["prm"] == taken
+        assert config.stages["orm"].outcome

@@ -187,6 +187,20 @@ def test_a_solution_too_long_for_the_prm_is_a_failure_not_a_min_over_the_rest(ti
     assert one.zeroed == "too_long" and one.answer == 0 and one.step_scores == ()
 
 
+def test_an_outcome_model_pays_at_the_last_step(tiny):
+    """Two steps and their one score: the same total, nothing where the first step ends."""
+
+    class ScriptedOrm:
+        def score(self, questions, steps, batch_size):
+            return [StepScores((0.3,)) for _ in steps]
+
+    _, tokenizer = tiny
+    one, length = scored(tokenizer, "good\n#### 7", prm=ScriptedOrm()), len(complete(tokenizer, "good\n#### 7").tokens)
+    assert one.steps == ("good", "#### 7") and one.step_scores == (0.3,) and one.slots == (length - 1,) and one.total == 0.3
+    assert place(one, length, "min_terminal") == [0.0] * (length - 1) + [0.3]
+    assert place(one, length, "running_min_delta") == pytest.approx([0.0] * (length - 1) + [-0.7])
+
+
 def test_gold_answers_count_only_when_asked_for(tiny):
     _, tokenizer = tiny
     assert scored(tokenizer, "good\n#### 8").zeroed is None

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from reward_models.config import ProcessModelConfig
+from reward_models.process import SETTINGS
 from rlef.config import Config, PpoStage
 from rlef.stages import ppo
 from rlef.stages.context import StageContext
@@ -75,6 +77,13 @@ def test_both_reward_modes_run_and_leave_their_files(inputs, tmp_path, mode):
         "optim/lr",
     } <= row.keys()
     assert len((folder / "rollouts.jsonl").read_text().splitlines()) == 8
+
+
+def test_an_outcome_model_takes_the_place_of_a_prm(inputs, tmp_path):
+    (inputs["prm"] / SETTINGS).write_text(ProcessModelConfig(outcome=True).model_dump_json())
+    ppo.run(context(tmp_path / "orm", inputs, iterations=2))
+    rows = [json.loads(line) for line in (tmp_path / "orm" / "rollouts.jsonl").read_text().splitlines()]
+    assert {len(row["step_scores"]) for row in rows} <= {0, 1} and any(row["step_scores"] for row in rows)
 
 
 def test_the_average_is_what_is_saved(inputs, tmp_path):
