@@ -173,13 +173,14 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--out {options.out}: a file", fix="give a folder")
     from reward_models.formats.files import Labels, read_labels
 
-    labels = read_labels(options.labels, options.kind)
+    rows = "irm" if options.kind == "irm" else "prm"  # an orm reads and is read as a prm is
+    labels = read_labels(options.labels, rows)
     held_out = _held_out(labels)
     if not held_out:
         raise UserError(
             f"{options.labels}: none of {len(labels.rows)} rows is held out", fix='set "split": "held_out" on the rows to measure on'
         )
-    fixed_on = read_labels(options.threshold_from, options.kind) if options.threshold_from is not None else Labels([])
+    fixed_on = read_labels(options.threshold_from, rows) if options.threshold_from is not None else Labels([])
     from reward_models.evaluate import evaluate_instruction, evaluate_process
     from reward_models.instruction import InstructionRewardModel
     from reward_models.labels import at_threshold, made_ready

@@ -8,18 +8,27 @@ from collections.abc import Mapping
 from typing import Any
 
 # Metrics of `reward_models.evaluate` that a gate may name: those that must be at least, and those that may be at most so much.
+OF_STEPS = (
+    "step_auroc",
+    "step_accuracy",
+    "balanced_accuracy",
+    "auprc_errors",
+    "first_error_f1",
+    "within_problem",
+    "weighted_vote",
+    "best_of",
+)
 LEAST: dict[str, tuple[str, ...]] = {
     "irm": ("pair_accuracy", "cross_seed_accuracy", "length_matched_accuracy", "kendall_tau"),
-    "prm": (
-        "step_auroc", "step_accuracy", "balanced_accuracy", "auprc_errors", "first_error_f1", "within_problem", "weighted_vote", "best_of",
-    ),
-}  # fmt: skip
-MOST: dict[str, tuple[str, ...]] = {"irm": ("ece",), "prm": ("ece", "brier")}
-ROWS = {"irm": "lists", "prm": "solutions"}
+    "prm": OF_STEPS,
+    "orm": OF_STEPS,
+}
+MOST: dict[str, tuple[str, ...]] = {"irm": ("ece",), "prm": ("ece", "brier"), "orm": ("ece", "brier")}
+ROWS = {"irm": "lists", "prm": "solutions", "orm": "solutions"}
 
 
 def mistakes(kind: str, require: Mapping[str, float]) -> list[str]:
-    """`name: what is wrong` of each entry that no evaluation of this kind ("irm", "prm") could be held against."""
+    """`name: what is wrong` of each entry that no evaluation of this kind ("irm", "prm", "orm") could be held against."""
     known, wrong = [*LEAST[kind], *MOST[kind]], []
     for name, value in require.items():
         low = -1.0 if name == "kendall_tau" else 0.0

@@ -13,6 +13,7 @@ import pytest
 
 from reward_models import cli, evaluate
 from reward_models.cli import main
+from reward_models.config import ProcessModelConfig
 from reward_models.errors import UserError
 from reward_models.evaluate import evaluate_instruction, evaluate_process, fit_threshold
 from reward_models.formats.files import read_labels
@@ -29,7 +30,7 @@ class Judge:
     """A process model whose score of a step is a function of the question, the steps so far and its place."""
 
     def __init__(self, score):
-        self.judge, self.settings = score, SimpleNamespace(threshold=None)
+        self.judge, self.settings, self.form = score, ProcessModelConfig(), None
 
     def score(self, questions, steps, batch_size=64):
         return [
@@ -288,7 +289,7 @@ def models(monkeypatch):
     from reward_models.instruction import InstructionRewardModel
     from reward_models.process import ProcessRewardModel
 
-    monkeypatch.setattr(ProcessRewardModel, "load", lambda folder: Judge(noisy))
+    monkeypatch.setattr(ProcessRewardModel, "load", lambda folder, form=None: Judge(noisy))
     monkeypatch.setattr(InstructionRewardModel, "load", lambda folder: Ranker(lambda text: float("good" in text)))
 
 

@@ -234,8 +234,8 @@ def test_10_a_mean_per_micro_batch(policy_folder, tmp_path, monkeypatch):
 
 
 def test_11_a_threshold_chosen_on_what_it_is_judged_on(policy_folder, tmp_path, monkeypatch):
-    file, seen, chosen = files(tmp_path), [], train._threshold
-    monkeypatch.setattr(train, "_threshold", lambda model, rows: seen.append([row.split for row in rows]) or chosen(model, rows))
+    file, seen, chosen = files(tmp_path), [], train.fit_threshold
+    monkeypatch.setattr(train, "fit_threshold", lambda model, rows: seen.append([row.split for row in rows]) or chosen(model, rows))
 
     def holds():
         train_process(file, policy_folder, tmp_path / "out", ProcessModelConfig(epochs=1), TrainOptions(batch_size=6))
