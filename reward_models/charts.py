@@ -48,7 +48,7 @@ def line_chart(title: str, series: Mapping[str, Sequence[Point]], across: str, *
         for point in points:
             parts.append(f'<circle cx="{right(point[0]):.1f}" cy="{down(point[1]):.1f}" r="2.4" fill="{colour}"/>')
             if len(point) == 4:
-                x = right(point[0])
+                x = right(point[0]) + 3 * (number - (len(lines) - 1) / 2)  # side by side
                 parts.append(f'<line x1="{x:.1f}" y1="{down(point[2]):.1f}" x2="{x:.1f}" y2="{down(point[3]):.1f}" stroke="{colour}"/>')
         parts.append(f'<text x="{legend:.0f}" y="33" fill="{colour}">● {html.escape(label)}</text>')
         legend += 22 + 6.2 * len(label)

@@ -81,7 +81,13 @@ def page(title: str, result: Mapping[str, Any]) -> str:
     pictures = []
     if result.get("reliability"):
         points = [(one["probability"], one["share"]) for one in result["reliability"]]
-        pictures.append(line_chart("calibration", {"perfect": [(0.0, 0.0), (1.0, 1.0)], "model": points}, "score, to the share right"))
+        pictures.append(
+            line_chart(
+                "calibration",
+                {"perfect": [(0.0, 0.0), (1.0, 1.0)], "model": points},
+                "mean score of a bin; upwards the share that is right",
+            )
+        )
     if "curves" in result:
         rows = result["curves"]["rows"]
         lines = {label: [(row["n"], row[key]["mean"], *row[key]["ci95"]) for row in rows] for key, label in CURVES.items()}

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from reward_models.card import model_card
 from reward_models.config import InstructionModelConfig, ProcessModelConfig
@@ -269,7 +270,8 @@ def _fit(
             return None, None
         tokenizer.save_pretrained(out)
         trained: Any = trainer.accelerator.unwrap_model(trainer.model)
-        if looks is not None:
+        if looks is not None or is_deepspeed_zero3_enabled():
+            unset_hf_deepspeed_config()  # or ZeRO-3 would split these weights too, and wait for the other ranks
             trained = type(trained).from_pretrained(out, dtype=trained.dtype).to(trained.device)
     return trained.eval(), looks
 
