@@ -1,4 +1,4 @@
-"""`python -m reward_models {train,score,evaluate,convert}`: heavy imports come after parsing."""
+"""`python -m reward_models {train,score,evaluate,convert,serve}`: heavy imports come after parsing."""
 
 from __future__ import annotations
 
@@ -71,6 +71,19 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("model", help="folder or hub id")
     convert.add_argument("--out", required=True)
     convert.add_argument("--form", choices=FORMS, help=TOLD)
+    serve = commands.add_parser("serve", help="answer over HTTP (needs rlef[serve])")
+    serve.add_argument("--irm", metavar="DIR", help="instruction reward model")
+    serve.add_argument("--prm", metavar="DIR", help="process reward model")
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for other machines (default: this machine alone)")
+    serve.add_argument("--port", type=int, default=8500, help="0: any that is free")
+    serve.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    serve.add_argument("--token-env", metavar="NAME", help="environment variable with the token that clients must send (default: none)")
+    serve.add_argument("--batch-size", type=_above_zero(int), default=64, help="rows of a forward, over all requests")
+    serve.add_argument("--batch-tokens", type=_above_zero(int), default=16384, help="tokens of a forward, padding included")
+    serve.add_argument("--wait-ms", type=_above_zero(float), default=5.0, help="a forward waits so long for more rows")
+    serve.add_argument("--queue", type=_above_zero(int), default=4096, help="rows that wait at most; above it clients get 503")
+    serve.add_argument("--max-rows", type=_above_zero(int), default=1024, help="rows of a request")
+    serve.add_argument("--max-body", type=_above_zero(int), default=8 * 2**20, help="bytes of a request")
     return main
 
 
@@ -95,7 +108,7 @@ def _requirement(text: str) -> tuple[str, float]:
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        result = {"train": _train, "score": _score, "evaluate": _evaluate, "convert": _convert}[options.command](options)
+        result = {"train": _train, "score": _score, "evaluate": _evaluate, "convert": _convert, "serve": _serve}[options.command](options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -263,6 +276,16 @@ def _load(options: argparse.Namespace) -> ProcessRewardModel:
 def _is_folder(out: str) -> None:
     if Path(out).exists() and not Path(out).is_dir():
         raise UserError(f"--out {out}: a file", fix="give a folder")
+
+
+def _serve(options: argparse.Namespace) -> dict[str, Any]:
+    from reward_models.serving.batching import BatchLimits
+    from reward_models.serving.server import ServeOptions, serve
+
+    names = ("irm", "prm", "host", "port", "device", "token_env", "max_rows")
+    batch = BatchLimits(options.batch_size, options.batch_tokens, options.wait_ms / 1000, options.queue)
+    serve(ServeOptions(**{name: getattr(options, name) for name in names}, batch=batch, max_body_bytes=options.max_body))
+    return {"stopped": True}
 
 
 def _is_answer(row: dict[str, Any]) -> bool:

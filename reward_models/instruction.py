@@ -81,15 +81,19 @@ class InstructionRewardModel:
         return [self._known[text] for text in instructions]
 
 
-@torch.no_grad()
 def score_texts(model: PreTrainedModel, tokenizer: Tokenizer, texts: Sequence[str], max_length: int, batch_size: int = 64) -> list[float]:
     """Raw logits, in order."""
-    rows = [instruction_ids(tokenizer, text, max_length) for text in texts]
+    return score_ids(model, [instruction_ids(tokenizer, text, max_length) for text in texts], int(tokenizer.pad_token_id), batch_size)
+
+
+@torch.no_grad()
+def score_ids(model: PreTrainedModel, rows: Sequence[Sequence[int]], pad_id: int, batch_size: int = 64) -> list[float]:
+    """Raw logits of tokenised instructions, in order."""
     scores = [0.0] * len(rows)
     device = next(model.parameters()).device
     model.eval()
     for piece in batches_by_length([len(row) for row in rows], batch_size):
-        batch = {name: tensor.to(device) for name, tensor in pad([rows[index] for index in piece], int(tokenizer.pad_token_id)).items()}
+        batch = {name: tensor.to(device) for name, tensor in pad([rows[index] for index in piece], pad_id).items()}
         logits = model(**batch, use_cache=False).logits[:, 0].float().cpu().tolist()
         for index, logit in zip(piece, logits, strict=True):
             scores[index] = logit

@@ -78,10 +78,13 @@ class ProcessRewardModel:
         judged = ["\n".join(steps)] if self.settings.outcome and steps else steps
         return step_columns(self.tokenizer, question, judged, self.settings.separator)
 
-    @torch.no_grad()
     def score(self, questions: Sequence[str], steps: Sequence[Sequence[str]], batch_size: int = 64) -> list[StepScores]:
         """One StepScores a solution, in order; independent of padding, batch and order up to float rounding."""
-        read = [self.columns(question, parts) for question, parts in zip(questions, steps, strict=True)]
+        return self.score_read([self.columns(question, parts) for question, parts in zip(questions, steps, strict=True)], batch_size)
+
+    @torch.no_grad()
+    def score_read(self, read: Sequence[StepColumns], batch_size: int = 64) -> list[StepScores]:
+        """The scores of solutions that `columns` gave."""
         results = [StepScores((), truncated=len(one.ids) > self.settings.max_length) for one in read]
         fitting = [index for index, one in enumerate(results) if not one.truncated and read[index].columns]
         device = next(self.model.parameters()).device

@@ -44,6 +44,10 @@ HOMES = {
     "wandb": {"rlef/tracking.py"},
     "datasketch": {"rlef/evolution/decontamination.py"},
     "openai": {"rlef/rollout/remote.py"},
+    "fastapi": {"reward_models/serving/app.py"},
+    "starlette": {"reward_models/serving/app.py"},
+    "uvicorn": {"reward_models/serving/server.py"},
+    "prometheus_client": {"reward_models/serving/metrics.py"},
 }
 
 
@@ -98,14 +102,15 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
-def test_reward_models_imports_with_rlef_blocked():
+def test_reward_models_imports_with_rlef_and_the_servers_packages_blocked():
     code = """
 import sys, importlib, pkgutil
-sys.modules["rlef"] = None
+for name in ("rlef", "fastapi", "starlette", "uvicorn", "prometheus_client"):
+    sys.modules[name] = None
 import reward_models
-for module in pkgutil.iter_modules(reward_models.__path__):
-    if module.name != "__main__":
-        importlib.import_module(f"reward_models.{module.name}")
+for module in pkgutil.walk_packages(reward_models.__path__, "reward_models."):
+    if module.name != "reward_models.__main__":
+        importlib.import_module(module.name)
 print("ok")
 """
     assert run(code).strip() == "ok"

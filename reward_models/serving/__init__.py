@@ -1,0 +1,1 @@
+"""The reward models behind HTTP: `python -m reward_models serve`."""
