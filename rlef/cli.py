@@ -171,7 +171,8 @@ def check(config: Any) -> int:
         state = "to run" if not run.stage(name).is_dir() else "interrupted, to go on"
         if manifest is not None:
             state = f"to redo ({reasons[name]})" if name in reasons else f"done ({manifest.seconds:.0f} s)"
-        shown = ", ".join(key if key.startswith("policy:") else f"{key} <- {source}" for key, source in inputs[name].items())
+        served = {key: " ".join(urls) for key, urls in pipeline.served_models(stage).items()}
+        shown = ", ".join(key if key.startswith("policy:") else f"{key} <- {source}" for key, source in (inputs[name] | served).items())
         print(f"  {name:12} {state:24} {shown if stage.kind != 'report' else 'the whole run'}")
     for line in memory:
         print(line)

@@ -14,9 +14,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from reward_models import gate
 from reward_models.config import InstructionModelConfig, ProcessModelConfig
@@ -123,6 +124,38 @@ class LaunchSection(Section):
 # ---------------------------------------------------------------------------------------------- stages
 
 
+ADDRESS = ("http://", "https://")
+
+
+def _stage_or_addresses(given: Any) -> Any:
+    """A text stays as it is; a list becomes a tuple of addresses."""
+    if given is None or (isinstance(given, str) and not given.startswith(ADDRESS)):
+        return given
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, list | tuple) or not listed or not all(isinstance(one, str) and one.startswith(ADDRESS) for one in listed):
+        raise ValueError("must be a stage, a folder, the http address of a served model, or a list of such addresses")
+    for one in listed:
+        try:
+            parts = urlsplit(one)
+            whole = bool(parts.hostname) and parts.port != 0 and not parts.query and not parts.fragment
+        except ValueError:
+            whole = False
+        if not whole:
+            raise ValueError(f"{one}: not an address; write http://host:port")
+        if parts.username or parts.password:
+            raise ValueError("no password in an address; the token is read from the environment variable REWARD_MODELS_TOKEN")
+    return given if isinstance(given, str) else tuple(listed)
+
+
+RewardSource = Annotated[str | tuple[str, ...] | None, BeforeValidator(_stage_or_addresses)]
+
+
+def addresses(source: str | tuple[str, ...] | None) -> list[str]:
+    """Where a reward model is served; none where it is a stage or a folder."""
+    listed = [source] if isinstance(source, str) else source or ()
+    return [one.rstrip("/") for one in listed if one.startswith(ADDRESS)]
+
+
 class Stage(Section):
     """What every stage has."""
 
@@ -183,7 +216,7 @@ class EvolveStage(Stage):
         default=None, description="input: problems that are parents beside the seeds (default: nearest earlier evolve stage; 'none')"
     )
     policy: str | None = Field(default=None, description="input, feedback: the stage whose answers are measured (default: nearest sft)")
-    prm: str | None = Field(default=None, description="input, feedback: weighs these answers (default: nearest prm; 'none': all alike)")
+    prm: RewardSource = Field(default=None, description="input, feedback: weighs these answers (default: nearest prm; 'none': all alike)")
     method: str | None = Field(
         default=None, description="input: a method stage, or a folder with operations.yaml (default: nearest earlier method; none: without)"
     )
@@ -375,8 +408,12 @@ class RewardSettings(Stage):
 
     init: str | None = Field(default=None, description="input: the policy to start from")
     prompts: str | None = Field(default=None, description="input: problems to practise on (default: the evolved ones nobody answered)")
-    irm: str | None = Field(default=None, description="input; 'none' sets r_I = 1")
-    prm: str | None = Field(default=None, description="input: the process reward model")
+    irm: RewardSource = Field(default=None, description="input, or where it is served; 'none' sets r_I = 1")
+    prm: RewardSource = Field(
+        default=None,
+        description="input: the process reward model; or where `python -m reward_models serve` has it, http://host:8500 or a list that "
+        "shares the load (the token from REWARD_MODELS_TOKEN, where they want one)",
+    )
     max_tokens: int = Field(default=128, ge=1, description="tokens of an answer")
     use_answers: bool = Field(
         default=False, description="True: rows whose answer is known and wrong get r_A = 0. The default learns from learned rewards alone"
@@ -472,7 +509,7 @@ class EvaluateStage(Stage):
         default=None, description="stages to compare; default: base (if any) and every stage with a policy"
     )
     gain_over: str = Field(default="sft", description="the policy that gains are measured against")
-    prm: str | None = None
+    prm: RewardSource = None
     count: int = Field(default=400, ge=1, description="held-out problems, greedy")
     vote_count: int = Field(default=100, ge=0, description="the first of them, k samples each")
     k: int = Field(default=8, ge=1)
@@ -613,6 +650,11 @@ class Config(Section):
                         f"stages.{name}.batch_size: {stage.batch_size} is no multiple of "
                         f"micro_batch_size x launch.processes = {micro} x {world}"
                     )
+            if stage.kind == "ppo" and stage.critic_init == "prm" and addresses(stage.prm):
+                wrong.append(
+                    f"stages.{name}.critic_init: prm: the critic starts from the model's folder, and {addresses(stage.prm)[0]} gives "
+                    "scores alone; use critic_init: policy, or name the folder as prm"
+                )
             if stage.kind == "ppo" and stage.prompts_per_iteration < world:
                 wrong.append(f"stages.{name}.prompts_per_iteration: fewer prompts than processes ({world})")
             if stage.kind == "ppo" and stage.prompts_per_iteration < stage.minibatches:

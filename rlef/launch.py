@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlef.children import wait
-from rlef.config import Config
+from rlef.config import Config, addresses
 from rlef.errors import UserError
 from rlef.run_dir import RunDir, write_json
 from rlef.stages.context import StageContext
@@ -94,7 +94,9 @@ def call(
             "run": config.run.model_dump(),
             "model": config.model.model_dump(),
             "teacher": config.teacher.model_dump(exclude={"base_url", "api_key_env"}),
-            "stage": stage.model_dump(mode="json", exclude={"server"}),
+            "stage": stage.model_dump(
+                mode="json", exclude={"server", *(key for key in ("irm", "prm") if addresses(getattr(stage, key, None)))}
+            ),
             "inputs": inputs,
         }
         tracker = Tracker.open(name, stage.kind, run.root, config.tracking, parameters, run_id=info["wandb"].get(name))

@@ -18,9 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from reward_models import gate
+from reward_models.client import served_digest
+from reward_models.errors import UserError as RewardModelsError
 from reward_models.statistics import in_points
 from rlef import launch
-from rlef.config import COMPLETED, AnyStage, Config, EvolveStage, MethodStage, RewardModelSettings, RewardSettings, Section, resolve_path
+from rlef.config import (
+    COMPLETED,
+    AnyStage,
+    Config,
+    EvolveStage,
+    MethodStage,
+    RewardModelSettings,
+    RewardSettings,
+    Section,
+    addresses,
+    resolve_path,
+)
 from rlef.errors import UserError, raise_all
 from rlef.evolution.operations import check_weights, operations_of, operations_to_improve
 from rlef.run_dir import RunDir, digest, outside_digest, write_json
@@ -33,6 +46,7 @@ FOLLOWS = "follows "
 PATHS = ("path", "held_out_path", "operations_file")
 TEACHER_NOT_IN_FINGERPRINT = {"concurrency", "batch_size", "timeout_s", "retries", "api_key_env", "prices", "max_cost_usd"}
 MOST_ROWS = 10_000  # of a file that are looked at before a run: `rlef check` answers within 2 seconds
+NOT_REACHED = "not reached"  # in place of the digest of a served model
 LONG_S = 600.0  # work longer than this is redone only with --yes
 
 
@@ -114,7 +128,7 @@ def resolve_inputs(config: Config, name: str) -> dict[str, str]:
     for marked, makers in REGISTRY[stage.kind].inputs.items():
         key, optional = marked.rstrip("?!"), marked.endswith(("?", "!"))
         given = settings.get(key)
-        if (given == "none" and optional) or key in _unread(stage):
+        if (given == "none" and optional) or key in _unread(stage) or key in served_models(stage):
             continue
         if given is not None:
             kinds = POLICY_KINDS if key in ("init", "policy") else tuple(kind for maker in makers for kind in maker.split("|"))
@@ -191,6 +205,13 @@ def _unread(stage: AnyStage) -> tuple[str, ...]:
     if stage.kind == "ppo" and stage.fresh_every is None:
         return ("evolve", "problems", "method")
     return ()
+
+
+def served_models(stage: AnyStage) -> dict[str, list[str]]:
+    """Reward models that the stage does not load but asks: irm or prm -> addresses."""
+    settings = dict(stage)
+    found = {key: addresses(settings.get(key)) for key in ("irm", "prm") if key not in _unread(stage)}
+    return {key: urls for key, urls in found.items() if urls}
 
 
 def _source(config: Config, key: str, given: str, earlier: Sequence[str], kinds: Sequence[str]) -> str:
@@ -303,6 +324,12 @@ def fingerprint(config: Config, run: RunDir, name: str, inputs: dict[str, str]) 
         out["settings of fresh rounds"] = digest(read | {"band": config.stages[source].model_dump()["band"]})
     if stage.kind == "evolve" or (stage.kind == "problems" and stage.held_out_path is None):
         out["held-out files"] = digest([outside_digest(file) for file in config.held_out_files()])
+    for key, urls in served_models(stage).items():
+        # An address is no content: another server, or more of them, with the same model change nothing.
+        try:
+            out[f"served {key}"] = served_digest(urls, key)
+        except RewardModelsError:
+            out[f"served {key}"] = NOT_REACHED
     for key, source in inputs.items():
         out[f"input {key}"] = run.outputs_digest(source) if source in config.stages else outside_digest(source)
     return out
@@ -338,7 +365,8 @@ def changed_keys(old: dict[str, str], new: dict[str, str]) -> list[str]:
 def plan(config: Config, run_dir: RunDir, inputs: dict[str, dict[str, str]], *, forced: Collection[str] = ()) -> dict[str, str]:
     """Stage -> why it has to be run again; only finished stages that are not up to date are in it.
 
-    A stage whose input is unfinished, and otherwise unchanged, is left out: whether it is up to date shows when its input is there.
+    A stage whose input is unfinished, and otherwise unchanged, is left out: whether it is up to date shows when its input is there. So is
+    one whose served reward model does not answer: what is done needs it no more.
     """
     reasons: dict[str, str] = {}
     for name in config.stages:
@@ -347,9 +375,9 @@ def plan(config: Config, run_dir: RunDir, inputs: dict[str, dict[str, str]], *, 
             continue
         redone = [source for source in inputs[name].values() if source in reasons]
         pending = {f"input {key}" for key, source in inputs[name].items() if source in config.stages and run_dir.manifest(source) is None}
-        changed = [
-            key for key in changed_keys(manifest.fingerprint, fingerprint(config, run_dir, name, inputs[name])) if key not in pending
-        ]
+        print_ = fingerprint(config, run_dir, name, inputs[name])
+        pending |= {key for key, value in print_.items() if value == NOT_REACHED and key in manifest.fingerprint}
+        changed = [key for key in changed_keys(manifest.fingerprint, print_) if key not in pending]
         missing = run_dir.missing_files(name)
         if name in forced:
             reasons[name] = "asked for by --from"
@@ -424,7 +452,12 @@ def _run_stages(
             continue
         print(f"{label} ...", flush=True)
         began = time.time()
+        for key, urls in served_models(config.stages[name]).items():
+            served_digest(urls, key)  # its error says which server does not answer, before anything loads
         print_ = fingerprint(config, run_dir, name, inputs[name])
+        left = run_dir.interrupted(name)
+        if left is not None and (changed := changed_keys(left, print_)):
+            print(f"{label}: changed since it was stopped: {', '.join(changed)}; the old folder moves to superseded/", flush=True)
         folder = run_dir.start(name, print_)
         try:
             result = launch.run_stage(config, run_dir, name, folder, inputs[name], REGISTRY[config.stages[name].kind])

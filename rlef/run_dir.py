@@ -117,12 +117,16 @@ class RunDir:
     def start(self, name: str, fingerprint: dict[str, str]) -> Path:
         """The stage's folder to work in. What an interrupted start of the very same stage left is kept, so that it can go on from there."""
         folder = self.stage(name)
-        marker = folder / "started.json"
-        if folder.exists() and not (marker.is_file() and json.loads(marker.read_text()) == fingerprint):
+        if folder.exists() and self.interrupted(name) != fingerprint:
             self.supersede(name)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(marker, fingerprint)
+        write_json(folder / "started.json", fingerprint)
         return folder
+
+    def interrupted(self, name: str) -> dict[str, str] | None:
+        """The fingerprint that the stage was last started with; None where it never was."""
+        marker = self.stage(name) / "started.json"
+        return json.loads(marker.read_text()) if marker.is_file() else None
 
     def finish(self, name: str, fingerprint: dict[str, str], seconds: float, result: dict[str, Any]) -> None:
         """Write the manifest: from here on the stage is done."""

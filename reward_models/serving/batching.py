@@ -167,7 +167,7 @@ class Batcher:
                 continue
             try:
                 model = self.models[row.job.kind]
-                row.read = row.read if row.read is not None else model.columns(row.value)
+                row.read = row.read if row.read is not None else model.read(row.value)
                 wider = max(width, model.tokens(row.read))
             except Exception as error:
                 row.job.fail(error)

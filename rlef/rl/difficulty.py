@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from reward_models.metrics import weighted_vote
-from reward_models.process import ProcessRewardModel
 from rlef.answers import canonical, same_answer
 from rlef.config import Config, EvolveStage
 from rlef.models import decode, load_policy, load_tokenizer, model_folder, pick_device, prompt_ids, stop_ids
@@ -14,6 +13,7 @@ from rlef.prompts import split_answer
 from rlef.records import Problem
 from rlef.rl.reward import RewardFunction
 from rlef.rl.sampling import Prompt, sample_answers
+from rlef.rl.scorers import process_scorer
 from rlef.rollout.base import Completion, SamplingParams
 from rlef.rollout.hf import HFGenerator
 
@@ -50,9 +50,10 @@ class Difficulty:
         self._stops = stop_ids(self._tokenizer, model)
         self._generator = HFGenerator(model, int(self._tokenizer.pad_token_id), settings.batch_size)
         self._reward = None
-        if prm is not None:
+        scorer = process_scorer(settings.prm, {"prm": prm} if prm is not None else {}, config.launch.device)
+        if scorer is not None:
             self._reward = RewardFunction(
-                prm=ProcessRewardModel.load(model_folder(prm), device),
+                prm=scorer,
                 irm=None,
                 tokenizer=self._tokenizer,
                 model=config.model,

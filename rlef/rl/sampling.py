@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from reward_models.instruction import InstructionRewardModel
-from reward_models.process import ProcessRewardModel
 from rlef.config import ModelSection, RewardSettings
 from rlef.errors import UserError
-from rlef.models import Tokenizer, model_folder, pick_device, prompt_ids
+from rlef.models import Tokenizer, prompt_ids
 from rlef.records import Problem, read_jsonl
 from rlef.rl.reward import RewardFunction, Score
+from rlef.rl.scorers import instruction_scorer, process_scorer
 from rlef.rollout.base import Completion, Generator, SampleRequest, SamplingParams
 
 
@@ -82,12 +81,11 @@ def load_reward(
     device: str,
 ) -> RewardFunction:
     """The reward models that the config names, behind one function."""
-    where = pick_device(device)
-    irm = InstructionRewardModel.load(model_folder(inputs["irm"]), where) if "irm" in inputs else None
-    prm = ProcessRewardModel.load(model_folder(inputs["prm"]), where)
+    prm = process_scorer(settings.prm, inputs, device)
+    assert prm is not None  # the pipeline starts no such stage without one
     return RewardFunction(
         prm=prm,
-        irm=irm,
+        irm=instruction_scorer(settings.irm, inputs, device),
         tokenizer=tokenizer,
         model=model,
         stops=stops,

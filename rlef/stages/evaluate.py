@@ -11,13 +11,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from reward_models import metrics
-from reward_models.process import ProcessRewardModel, aggregate
+from reward_models.process import aggregate
 from reward_models.statistics import paired_difference, pass_at_k, wilson
 from rlef.answers import canonical, same_answer
 from rlef.config import EvaluateStage
 from rlef.models import decode, load_policy, load_tokenizer, model_folder, pick_device, prompt_ids, resolve_path, stop_ids
 from rlef.prompts import split_answer
 from rlef.records import Problem, read_jsonl, write_jsonl
+from rlef.rl.reward import ProcessScorer
+from rlef.rl.scorers import process_scorer
 from rlef.rollout.base import SampleRequest, SamplingParams
 from rlef.rollout.hf import HFGenerator
 from rlef.run_dir import write_json
@@ -48,7 +50,7 @@ def run(ctx: StageContext) -> dict:
     """Writes results.json and samples_<policy>.jsonl; a finished policy's file is used again after an interruption."""
     settings: EvaluateStage = ctx.settings
     problems = _problems(ctx, settings)
-    prm = ProcessRewardModel.load(model_folder(ctx.inputs["prm"]), pick_device(ctx.config.launch.device)) if "prm" in ctx.inputs else None
+    prm = process_scorer(settings.prm, ctx.inputs, ctx.config.launch.device)
     outcomes: dict[str, list[Outcome]] = {}
     for policy in _policies(ctx, settings):
         file = ctx.folder / f"samples_{policy.replace('/', '_')}.jsonl"
@@ -127,7 +129,7 @@ def _policies(ctx: StageContext, settings: EvaluateStage) -> dict[str, tuple[str
 
 
 def _answer(
-    ctx: StageContext, settings: EvaluateStage, policy: str, problems: Sequence[Problem], prm: ProcessRewardModel | None
+    ctx: StageContext, settings: EvaluateStage, policy: str, problems: Sequence[Problem], prm: ProcessScorer | None
 ) -> list[Outcome]:
     """Answers of one policy to all problems, graded."""
     folder, gguf = _policies(ctx, settings)[policy]

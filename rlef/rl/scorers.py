@@ -1,0 +1,29 @@
+"""The reward models that a stage asks: loaded from the folders of its inputs, or served elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from reward_models.client import ServedInstructionModel, ServedProcessModel
+from reward_models.instruction import InstructionRewardModel
+from reward_models.process import ProcessRewardModel
+from rlef.config import addresses
+from rlef.models import model_folder, pick_device
+from rlef.rl.reward import InstructionScorer, ProcessScorer
+
+Source = str | tuple[str, ...] | None
+
+
+def instruction_scorer(source: Source, inputs: Mapping[str, Path], device: str) -> InstructionScorer | None:
+    """Of the stage's key `irm`; None where it has none."""
+    if urls := addresses(source):
+        return ServedInstructionModel(urls)
+    return InstructionRewardModel.load(model_folder(inputs["irm"]), pick_device(device)) if "irm" in inputs else None
+
+
+def process_scorer(source: Source, inputs: Mapping[str, Path], device: str) -> ProcessScorer | None:
+    """Of the stage's key `prm`; None where it has none."""
+    if urls := addresses(source):
+        return ServedProcessModel(urls)
+    return ProcessRewardModel.load(model_folder(inputs["prm"]), pick_device(device)) if "prm" in inputs else None
