@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -227,3 +228,28 @@ def test_the_server_and_its_children_end_with_the_run_however_it_ends(tmp_path):
     vllm.write_text("#!/bin/sh\necho no such model\nexit 3\n")
     with pytest.raises(SystemExit, match="no such model"), study.served(vllm, tmp_path, tmp_path, []):
         pass
+
+
+def test_the_serving_load_is_judged_by_what_was_answered_once_and_right():
+    study = script("serving_load")
+    assert study.good(7, (1, 4)) == study.good(7, (1, 4)) and {study.good(n, (1, 4))[0] for n in range(30)} == set(study.KINDS)
+    assert study.off_by([0.5, [0.25]], [0.5, [0.5]]) == 0.25 and study.off_by([None], [None]) == 0.0
+    assert study.off_by([0.5], [0.5, 0.5]) == study.off_by([0.0], [None]) == study.off_by([[]], [0.0]) == float("inf")
+    answer = {"code": 200, "scores": [0.5], "seconds": 0.1, "busy": 0}
+    lines = [{"number": 0} | answer, {"number": 1} | answer, {"bad": 0, "code": 413}]
+    fine = {"memory_growth": 1.0, "server_code": 0}
+    assert study.met(study.judged(lines, [[0.5], [0.5]]) | fine)
+    assert not study.met(study.judged(lines, [[0.5], [0.6]]) | fine)  # wrong
+    assert not study.met(study.judged(lines, [[0.5]] * 3) | fine)  # one is missing
+    assert not study.met(study.judged([*lines, lines[0]], [[0.5], [0.5]]) | fine)  # one came twice
+    assert not study.met(study.judged([*lines, {"bad": 20, "code": 500}], [[0.5], [0.5]]) | fine)
+    assert not study.met(study.judged(lines, [[0.5], [0.5]]) | fine | {"memory_growth": 1.5})
+
+
+@pytest.mark.slow
+def test_the_serving_load_in_small(tmp_path):
+    root = Path(__file__).parents[1]
+    command = [sys.executable, str(root / "scripts" / "serving_load.py"), "--clients", "4", "--requests", "60", "--out", str(tmp_path)]
+    done = subprocess.run([*command, "--kill-every", "0.2"], capture_output=True, text=True, cwd=root, env=os.environ)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["answered_once"] == 60 and result["most_off"] <= 1e-5 and result["bad"] >= 3 and result["server_code"] == 0
