@@ -576,9 +576,9 @@ class Config(Section):
             wrong.append(f"model.random: hidden_size / heads must be one of {', '.join(map(str, HEAD_SIZES))}")
         if self.teacher.kind == "openai" and not (self.teacher.base_url and self.teacher.model):
             wrong.append("teacher: kind openai needs `base_url` and `model`")
-        addresses = {"teacher.base_url": self.teacher.base_url}
-        addresses |= {f"stages.{name}.server": stage.server for name, stage in self.stages.items() if stage.kind == "label"}
-        wrong += [f"{key}: {url}: an address begins with http:// or https://" for key, url in addresses.items() if url and "://" not in url]
+        urls = {"teacher.base_url": self.teacher.base_url}
+        urls |= {f"stages.{name}.server": stage.server for name, stage in self.stages.items() if stage.kind == "label"}
+        wrong += [f"{key}: {url}: an address begins with http:// or https://" for key, url in urls.items() if url and "://" not in url]
         if self.teacher.max_cost_usd is not None and (self.teacher.kind != "openai" or self.teacher.prices is None):
             wrong.append("teacher.max_cost_usd: needs kind openai and teacher.prices, or nobody knows what a call costs")
         if self.teacher.kind == "hf" and self.teacher.model is None and model.path is None:
