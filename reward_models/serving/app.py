@@ -176,16 +176,17 @@ def create_app(batcher: Batcher, metrics: Metrics, limits: RequestLimits, token:
         if batcher.models and kind not in batcher.models:
             raise Mistake(404, f"no {NAMES[kind]} reward model is served here")
         try:
-            answer = asyncio.wrap_future(batcher.submit(kind, rows))
+            asked = batcher.submit(kind, rows)
         except NotReady:
             raise _not_ready() from None
         except QueueFull:
             raise Mistake(503, "too many rows wait; try again later") from None
+        answer = asyncio.wrap_future(asked)
         gone = asyncio.ensure_future(request.receive())
         await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
         if not answer.done():
-            answer.cancel()
+            asked.cancel()  # at once: asyncio's own future would tell it in the loop's next round, after the count of this request
             raise Mistake(GONE, "the client is gone")
         return answer.result()
 
