@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from rlef.models import load_policy, load_tokenizer, save_policy
+from rlef.records import Problem, problem_id, write_jsonl
 
 ROOT = Path(__file__).parents[2]
 LABEL = {"count": 20, "samples": 2, "completions": 2, "max_tokens": 12, "batch_size": 8, "lists": 6, "list_size": 3}
@@ -43,6 +44,11 @@ def test_two_ranks_leave_what_one_process_does(tiny_folder, chatterbox, tmp_path
         (tmp_path / "seeds.jsonl").write_text("\n".join(map(json.dumps, SEEDS)))
         (tmp_path / "test.jsonl").write_text(json.dumps({"question": "How far is the sea?", "answer": "7"}))
         stages["problems"] |= {"source": "jsonl", "path": "seeds.jsonl", "held_out_path": "test.jsonl"}
+        # What it evolves is cut off, and set aside.
+        del stages["evolve"]
+        texts = [f"Ben has {n} hens and sells {n % 7}. How many has he left?" for n in range(44)]
+        write_jsonl(tmp_path / "made" / "evolved.jsonl", [Problem(id=problem_id(text), question=text) for text in texts])
+        stages["respond"]["prompts"] = "made"
         teacher |= {"model": chatterbox}
     config = {"model": {"random": {}, "step_delimiter": " "}, "teacher": teacher, "tracking": {"wandb": "disabled"}, "stages": stages}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
