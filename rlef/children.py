@@ -1,14 +1,20 @@
-"""Child processes that end with this one: what outlives a run would write into its folder."""
+"""Child processes that end with this one, and a stage's function run in one: what outlives a run would write into its folder."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlef.config import Config
+from rlef.run_dir import write_json
 
 TORCHRUN = (
     "RANK",
@@ -21,6 +27,43 @@ TORCHRUN = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
+
+
+class ChildFailed(Exception):
+    """A stage's process ended without a result. `said`: the user's mistake that it found; None where it crashed under its own traceback."""
+
+    def __init__(self, code: int, said: str | None) -> None:
+        super().__init__(said or f"its process ended with code {code}")
+        self.code, self.said = code, said
+
+
+def run_stage_in(
+    command: Sequence[str],
+    config: Config,
+    stage: str,
+    folder: Path,
+    inputs: Mapping[str, str],
+    function: str,
+    *,
+    tracked: bool,
+    environment: Mapping[str, str] | None = None,
+    alone: bool = False,
+) -> dict[str, Any]:
+    """The result of a stage's `function`, which rlef.worker runs under `command` (python, or python and torchrun); `alone` as for `wait`.
+
+    What both tell each other lies in `folder` until it is done. Raises ChildFailed.
+    """
+    job, answer, error = (folder / name for name in ("job.json", "result.json", "error.txt"))
+    error.unlink(missing_ok=True)
+    told = {"config": config.model_dump(mode="json"), "stage": stage, "folder": str(folder), "inputs": dict(inputs)}
+    write_json(job, told | {"function": function, "tracked": tracked})
+    code = wait([*command, "-m", "rlef.worker", str(job)], environment=environment, alone=alone)
+    if code != 0 or not answer.is_file():
+        raise ChildFailed(code, error.read_text(encoding="utf-8") if error.is_file() else None)
+    result = json.loads(answer.read_text(encoding="utf-8"))
+    job.unlink()
+    answer.unlink()
+    return result
 
 
 def wait(command: Sequence[str], environment: Mapping[str, str] | None = None, *, alone: bool = False) -> int:

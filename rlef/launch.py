@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlef.children import wait
+from rlef.children import ChildFailed, run_stage_in
 from rlef.config import Config, addresses
 from rlef.errors import UserError
 from rlef.run_dir import RunDir, write_json
@@ -47,38 +47,16 @@ def run_stage(config: Config, run: RunDir, name: str, folder: Path, inputs: dict
     shared = kind.distributed or (kind.shares_teacher and config.teacher.kind == "hf")
     if config.launch.processes == 1 or not shared:
         return call(config, run, name, folder, folders, kind.function)
-    job = {
-        "config": config.model_dump(mode="json"),
-        "stage": name,
-        "folder": str(folder),
-        "inputs": folders,
-        "function": kind.function,
-        "tracked": True,
-    }
-    file = folder / "job.json"
-    (folder / "error.txt").unlink(missing_ok=True)
-    write_json(file, job)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={config.launch.processes}",
-        "-m",
-        "rlef.worker",
-        str(file),
-    ]
+    ranks = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={config.launch.processes}"]
     threads = max(1, (os.cpu_count() or 1) // config.launch.processes)
-    code = wait(command, {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))})
-    answer = folder / "result.json"
-    if code != 0 or not answer.is_file():
-        if (folder / "error.txt").is_file():
-            raise UserError((folder / "error.txt").read_text(encoding="utf-8"))
-        raise RuntimeError(f"stage {name}: torchrun ended with code {code}; the first traceback above is the cause")
-    result = json.loads(answer.read_text())
-    for leftover in (file, answer):
-        leftover.unlink()
-    return result
+    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    try:
+        command = [sys.executable, *ranks]
+        return run_stage_in(command, config, name, folder, folders, kind.function, tracked=True, environment=environment)
+    except ChildFailed as failure:
+        if failure.said is not None:
+            raise UserError(failure.said) from None
+        raise RuntimeError(f"stage {name}: torchrun ended with code {failure.code}; the first traceback above is the cause") from None
 
 
 def call(

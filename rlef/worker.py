@@ -1,4 +1,4 @@
-"""One process of a stage under torchrun: `python -m rlef.worker job.json`."""
+"""A process that runs a stage's function, alone or under torchrun: `python -m rlef.worker job.json` (rlef.children starts it)."""
 
 from __future__ import annotations
 

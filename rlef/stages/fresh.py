@@ -6,7 +6,6 @@ the main rank starts; what a round made lies in fresh/round_NNN, done when its m
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 import time
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlef.children import wait
+from rlef.children import ChildFailed, run_stage_in
 from rlef.config import PpoStage
 from rlef.engines import dist
 from rlef.errors import UserError
@@ -22,7 +21,7 @@ from rlef.models import Tokenizer
 from rlef.records import PassRate, Problem, read_jsonl, write_jsonl
 from rlef.rl.difficulty import pass_rate
 from rlef.rl.sampling import Prompt, Sample, as_prompts, read_practice, take_prompts
-from rlef.run_dir import RunDir, digest, write_json
+from rlef.run_dir import RunDir, digest
 from rlef.stages.context import StageContext
 
 LOOK_EVERY_S = 0.5
@@ -111,32 +110,19 @@ class FreshRounds:
         (folder / "pool").rmdir()
         rounds.finish(name, rates, time.time() - began, result)
 
-    def _child(self, folder: Path) -> dict:
+    def _child(self, folder: Path) -> dict[str, Any]:
         """One round of the evolve stage that the config names, by feedback, in a process that is no rank."""
         ctx, settings = self._ctx, self._settings
-        stage = ctx.config.stages[ctx.inputs["evolve"].name]
+        name = ctx.inputs["evolve"].name
         parents = settings.fresh_parents or self.every * settings.prompts_per_iteration
         changes = {"rounds": 1, "choose": "feedback", "per_round": parents, "policy": None, "prm": None, "pool": None}
-        stages = ctx.config.stages | {ctx.inputs["evolve"].name: stage.model_copy(update=changes)}
-        job = {
-            "config": ctx.config.model_copy(update={"stages": stages}).model_dump(mode="json"),
-            "stage": ctx.inputs["evolve"].name,
-            "folder": str(folder),
-            "inputs": {key: str(ctx.inputs[key]) for key in ("problems", "method") if key in ctx.inputs} | {"pool": str(folder / "pool")},
-            "function": "rlef.stages.evolve:run",
-            "tracked": False,
-        }
-        write_json(folder / "job.json", job)
-        code = wait([sys.executable, "-m", "rlef.worker", str(folder / "job.json")], alone=True)
-        if code != 0:
-            error = folder / "error.txt"
-            said = error.read_text(encoding="utf-8") if error.is_file() else f"its process ended with code {code}; see its traceback above"
-            raise UserError(f"{ctx.name}: fresh round {folder.name}: {said}")
-        answer = folder / "result.json"
-        result = json.loads(answer.read_text(encoding="utf-8"))
-        for leftover in (folder / "job.json", answer):
-            leftover.unlink()
-        return result
+        config = ctx.config.model_copy(update={"stages": ctx.config.stages | {name: ctx.config.stages[name].model_copy(update=changes)}})
+        inputs = {key: str(ctx.inputs[key]) for key in ("problems", "method") if key in ctx.inputs} | {"pool": str(folder / "pool")}
+        try:
+            return run_stage_in([sys.executable], config, name, folder, inputs, "rlef.stages.evolve:run", tracked=False, alone=True)
+        except ChildFailed as failure:
+            said = failure.said or f"{failure}; see its traceback above"
+            raise UserError(f"{ctx.name}: fresh round {folder.name}: {said}") from None
 
 
 def _name(number: int) -> str:

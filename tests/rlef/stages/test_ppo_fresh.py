@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from rlef import children
 from rlef.cli import main
 from rlef.config import Config
 from rlef.errors import UserError
@@ -117,7 +118,7 @@ def test_a_round_that_is_there_is_not_made_again_and_a_failed_one_says_why(sourc
         (folder / "result.json").write_text('{"made": 8, "teacher": {"calls": 16, "cost_usd": null, "run_paid_calls": 99}}')
         return 0
 
-    monkeypatch.setattr(fresh, "wait", child)
+    monkeypatch.setattr(children, "wait", child)
     for iteration in range(EVERY):
         chosen = rounds.take(iteration)
         rates = [PassRate(problem_id=one.problem.id, iteration=iteration, pass_rate=1.0, samples=2) for one in chosen]
@@ -150,7 +151,7 @@ def test_the_child_is_no_rank(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"):
         monkeypatch.setenv(name, "1")
     code = "import os, sys; sys.exit(any(k in os.environ for k in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'TORCHELASTIC_RUN_ID')))"
-    assert fresh.wait([sys.executable, "-c", code], alone=True) == 0 and fresh.wait([sys.executable, "-c", code]) == 1
+    assert children.wait([sys.executable, "-c", code], alone=True) == 0 and children.wait([sys.executable, "-c", code]) == 1
 
 
 @pytest.mark.parametrize(
