@@ -61,3 +61,9 @@ def keyed_uniforms(key: Sequence[int], count: int) -> np.ndarray:
     """`count` uniforms in [0,1) that depend on `key` alone: the same sample is drawn in any batch, order, rank or after a resume."""
     digest = hashlib.blake2b(repr(tuple(int(part) for part in key)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(count)
+
+
+def seed_of(key: Sequence[int]) -> int:
+    """A seed in 0 .. 2**63 - 1 that depends on `key` alone."""
+    digest = hashlib.blake2b(repr(tuple(int(part) for part in key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

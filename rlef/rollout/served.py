@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import time
@@ -13,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any
 
 from rlef.errors import UserError
-from rlef.rollout.base import Completion, SampleRequest, SamplingParams
+from rlef.rollout.base import Completion, SampleRequest, SamplingParams, seed_of
 
 if TYPE_CHECKING:
     import torch
@@ -130,12 +129,6 @@ class ServedGenerator:
             f"the policy's server at {self.url} {problem}",
             fix=f"start it with: vllm serve {self.folder} --generation-config vllm --logprobs-mode processed_logprobs",
         )
-
-
-def seed_of(key: Sequence[int]) -> int:
-    """A seed in 0 .. 2**63 - 1 that depends on `key` alone."""
-    digest = hashlib.blake2b(repr(tuple(int(part) for part in key)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def token_logprobs(model: PreTrainedModel, prompt: Sequence[int], tokens: Sequence[int], temperature: float) -> list[float]:

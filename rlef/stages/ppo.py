@@ -27,7 +27,7 @@ from rlef.rl.losses import explained_variance, policy_loss, value_loss
 from rlef.rl.policy import TokenCritic, TokenPolicy
 from rlef.rl.reward import place_rewards
 from rlef.rl.sampling import Prompt, Sample, load_reward, read_prompts, sample_answers, score_answers, take_prompts
-from rlef.rollout.base import SamplingParams
+from rlef.rollout.base import SamplingParams, seed_of
 from rlef.rollout.hf import HFGenerator
 from rlef.stages.context import StageContext
 from rlef.stages.fresh import FreshRounds
@@ -238,7 +238,7 @@ def update(
     norms: dict[str, list[float]] = {"policy": [], "value": []}
     learning_rate = 0.0
     for epoch in range(settings.epochs):
-        shuffle = torch.Generator().manual_seed(_mix(seed, iteration, epoch))
+        shuffle = torch.Generator().manual_seed(seed_of((seed, iteration, epoch)))
         for chunk in torch.randperm(settings.prompts_per_iteration, generator=shuffle).tensor_split(settings.minibatches):
             rows = [int(prompt) * settings.samples_per_prompt + sample for prompt in chunk for sample in range(settings.samples_per_prompt)]
             mine = [here[row] for row in rows if row in here]
@@ -453,13 +453,6 @@ def _table(samples: Sequence[Sample]) -> tuple[list[str], list[list]]:
         ]
         for sample in samples
     ]
-
-
-def _mix(*parts: int) -> int:
-    """One 63-bit seed from several numbers."""
-    import hashlib
-
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def _mean(values: Sequence[float]) -> float:
