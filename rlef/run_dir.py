@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import math
 import os
 import shutil
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from reward_models.metrics import finite
 from rlef.errors import UserError
 
 WHOLE_BYTES = 64 * 2**20  # a larger file outside the run is known by its size and both ends: `rlef check` answers in seconds
@@ -32,18 +32,10 @@ def write_json(path: Path, value: Any) -> None:
     """Write aside, sync, rename: whole or absent. What is not finite becomes null: JSON has no NaN."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as handle:
-        json.dump(_finite(value), handle, indent=2, allow_nan=False)
+        json.dump(finite(value), handle, indent=2, allow_nan=False)
         handle.flush()
         os.fsync(handle.fileno())
     partial.replace(path)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def file_digest(path: Path) -> str:
