@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from reward_models import __version__
+from reward_models.client import NAMES
 from reward_models.process import StepScores, aggregate
 from reward_models.serving.batching import Batcher, NotReady, QueueFull
 from reward_models.serving.door import GONE, Door
@@ -26,7 +27,6 @@ from reward_models.serving.metrics import Metrics
 from reward_models.serving.openrlhf import PromptReader
 from reward_models.steps import split_steps
 
-NAMES = {"irm": "instruction", "prm": "process"}
 RETRY_AFTER_S = 1
 
 

@@ -38,7 +38,7 @@ def model_folders(policy_folder, tmp_path_factory):
 
 
 class Halving:
-    """An instruction model: r_I is half of the number that a text is. Waits at `gate`, fails at "boom"."""
+    """An instruction model: r_I is half of the number that a text is. Waits at `gate`, fails at "boom", cannot read "?"."""
 
     max_length = 99
 
@@ -47,6 +47,8 @@ class Halving:
         self.gate.set()
 
     def read(self, row):
+        if row == "?":
+            raise ValueError("unreadable")
         return row
 
     def tokens(self, read):

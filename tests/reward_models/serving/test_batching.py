@@ -10,37 +10,13 @@ import pytest
 from reward_models.serving.batching import Batcher, BatchLimits, NotReady, QueueFull
 
 
-class Halving:
-    """Half of the number that a text is. Waits at `gate`, fails at "boom", cannot read "?"."""
-
-    def __init__(self):
-        self.gate, self.inside, self.forwards = threading.Event(), threading.Event(), []
-        self.gate.set()
-
-    def read(self, row):
-        if row == "?":
-            raise ValueError("unreadable")
-        return row
-
-    def tokens(self, read):
-        return len(read)
-
-    def score(self, read):
-        self.inside.set()
-        assert self.gate.wait(30)
-        if "boom" in read:
-            raise RuntimeError("boom")
-        self.forwards.append(list(read))
-        return [float(text) / 2 for text in read]
-
-
 @pytest.fixture
-def started():
+def started(halving):
     """(batcher, model) by limits; the model is held up in a first forward of the row "0" until its gate opens."""
     batchers = []
 
     def start(**limits):
-        model = Halving()
+        model = halving()
         batcher = Batcher(lambda: {"a": model}, BatchLimits(**({"wait_s": 0.0} | limits)))
         batcher.start()
         batchers.append(batcher)
@@ -64,8 +40,8 @@ def test_what_waits_while_a_forward_runs_goes_into_the_next_together(started):
     assert [len(rows) for rows in model.forwards] == [1, 8, 2]
 
 
-def test_a_forward_waits_a_little_for_company():
-    model = Halving()
+def test_a_forward_waits_a_little_for_company(halving):
+    model = halving()
     batcher = Batcher(lambda: {"a": model}, BatchLimits(rows=3, wait_s=30.0))
     batcher.start()
     while not batcher.models:
@@ -136,10 +112,10 @@ def test_models_that_do_not_load_are_told():
     batcher.close()
 
 
-def test_kinds_take_turns_by_who_waits_longest():
+def test_kinds_take_turns_by_who_waits_longest(halving):
     order, gate, inside = [], threading.Event(), threading.Event()
 
-    class Named(Halving):
+    class Named(halving):
         def __init__(self, name):
             super().__init__()
             self.name = name
