@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from rlef.config import Config, EvolveStage, load_config
+from rlef.evolution.operations import in_band
 from rlef.records import Problem, read_jsonl
 from rlef.rl.difficulty import Difficulty
 from rlef.stages.evolve import read_pool
@@ -99,8 +100,7 @@ def evolved(run: Path, options: argparse.Namespace) -> Config:
 
 
 def _share(rates: Sequence[float | None], settings: EvolveStage) -> float:
-    low, high = settings.band
-    return _mean([float(rate is not None and low <= rate <= high) for rate in rates])
+    return _mean([float(rate is not None and in_band(rate, settings.band)) for rate in rates])
 
 
 def _mean(values: Sequence[float]) -> float:

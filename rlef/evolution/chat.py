@@ -11,6 +11,7 @@ from rlef.answers import canonical
 from rlef.config import ModelSection
 from rlef.evolution.operations import Templates, read_operations
 from rlef.records import Lineage, Problem, Solution, problem_id
+from rlef.rollout.journal import Answer
 from rlef.rollout.remote import ChatModel
 from rlef.teacher import ASPECTS, QUALITIES, Quality
 
@@ -70,14 +71,18 @@ class ChatTeacher:
         )
         return [answer or "" for answer in answers]
 
+    def _answers(self, texts: Sequence[str], *, seed: int) -> list[Answer]:
+        """An answer to each text, and how it ended."""
+        asked: list[list[prompts.Message]] = [[{"role": "user", "content": text}] for text in texts]
+        return self.chat.answers(asked, temperature=self.temperature, max_tokens=self.max_tokens, seed=seed)
+
     def evolve(self, parents: Sequence[Problem], operations: Sequence[str], *, round: int, seed: int) -> list[Problem | None]:
         texts = [
             self.templates[parent.domain][operation].replace("{question}", parent.question)
             for parent, operation in zip(parents, operations, strict=True)
         ]
         children: list[Problem | None] = []
-        asked: list[list[prompts.Message]] = [[{"role": "user", "content": text}] for text in texts]
-        answers = self.chat.answers(asked, temperature=self.temperature, max_tokens=self.max_tokens, seed=seed + 1000 * round)
+        answers = self._answers(texts, seed=seed + 1000 * round)
         for parent, operation, answer in zip(parents, operations, answers, strict=True):
             question = _PREFIX.sub("", answer.text or "").strip()
             root = parent.lineage.root if parent.lineage else parent.id
@@ -122,8 +127,7 @@ class ChatTeacher:
     def _reply(self, problems: Sequence[Problem], seed: int) -> dict[str, list[Solution]]:
         """The whole text, and whether it came to its end."""
         texts = [prompts.RESPOND[problem.domain].replace("{question}", problem.question) for problem in problems]
-        asked: list[list[prompts.Message]] = [[{"role": "user", "content": text}] for text in texts]
-        answers = self.chat.answers(asked, temperature=self.temperature, max_tokens=self.max_tokens, seed=seed) if asked else []
+        answers = self._answers(texts, seed=seed) if texts else []
         solutions = {}
         for problem, answer in zip(problems, answers, strict=True):
             solution = Solution(

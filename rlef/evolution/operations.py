@@ -120,10 +120,14 @@ def check_weights(operations: Mapping[str, Sequence[str]], weights: Mapping[str,
             )
 
 
+def in_band(rate: float, band: tuple[float, float]) -> bool:
+    """Whether a problem of this pass rate is worth practising: both ends are within."""
+    return band[0] <= rate <= band[1]
+
+
 def line_of(rate: float, band: tuple[float, float]) -> Line:
     """A problem solved more often than the band allows goes up, a hopeless one goes down, the middle breeds in breadth."""
-    low, high = band
-    return "down" if rate < low else "up" if rate > high else "breadth"
+    return "breadth" if in_band(rate, band) else "down" if rate < band[0] else "up"
 
 
 def choose_operations(

@@ -83,6 +83,6 @@ class Difficulty:
     def _judged(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[tuple[str | None, float]]:
         """Answer and weight of each completion; one that was cut off gives none."""
         if self._reward is not None:
-            return [(None if score.zeroed else score.extracted, score.answer) for score in self._reward.score(problems, completions)]
+            return [(score.given, score.answer) for score in self._reward.score(problems, completions)]
         texts = [decode(self._tokenizer, one.tokens, self._stops) for one in completions]
         return [(split_answer(text, self._section)[1] if one.finished else None, 1.0) for text, one in zip(texts, completions, strict=True)]

@@ -46,6 +46,11 @@ class Score:
     repeated_steps: int
 
     @property
+    def given(self) -> str | None:
+        """The final answer of a whole solution that could be judged, right or wrong."""
+        return self.extracted if self.zeroed in (None, "wrong_answer") else None
+
+    @property
     def total(self) -> float:
         return self.instruction * self.answer
 

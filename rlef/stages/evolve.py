@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rlef.config import EvolveStage
 from rlef.evolution.chat import ChatTeacher
-from rlef.evolution.operations import Line, choose_operations, line_of
+from rlef.evolution.operations import Line, choose_operations, in_band, line_of
 from rlef.evolution.sieve import Child, Sieve
 from rlef.evolution.teachers import Teacher, account, is_endpoint, overlapped, teaching
 from rlef.records import Eliminated, Problem, read_jsonl, write_jsonl
@@ -139,8 +139,7 @@ def _measure(ctx: StageContext, difficulty: Difficulty | None, problems: Sequenc
 
 
 def _fits(child: Problem, settings: EvolveStage) -> bool:
-    low, high = settings.band
-    return settings.keep_outside or child.pass_rate is None or low <= child.pass_rate <= high
+    return settings.keep_outside or child.pass_rate is None or in_band(child.pass_rate, settings.band)
 
 
 def _totals(kept: Sequence[Problem], sieve: Sieve) -> dict[str, float]:
@@ -157,8 +156,7 @@ def _curve(children: Sequence[Problem], settings: EvolveStage) -> dict[str, floa
     rates = [child.pass_rate for child in children if child.pass_rate is not None]
     if not rates:
         return {}
-    low, high = settings.band
-    return {"pass_rate": sum(rates) / len(rates), "in_band": sum(low <= rate <= high for rate in rates) / len(rates)}
+    return {"pass_rate": sum(rates) / len(rates), "in_band": sum(in_band(rate, settings.band) for rate in rates) / len(rates)}
 
 
 def _children(teacher: Teacher, parents: Sequence[Problem], operations: Sequence[str], number: int, seed: int) -> list[Child]:

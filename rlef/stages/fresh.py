@@ -132,5 +132,5 @@ def _name(number: int) -> str:
 def _rate(group: Sequence[Sample]) -> float:
     """A prompt's pass rate, weighted by r_A; by its known answer where the run uses answers."""
     problem = group[0].prompt.problem
-    answers = [None if sample.score.zeroed in ("unfinished", "no_answer", "too_long") else sample.score.extracted for sample in group]
+    answers = [sample.score.given for sample in group]
     return pass_rate(answers, [sample.score.answer for sample in group], known=problem.answer, question=problem.question)
