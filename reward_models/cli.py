@@ -47,6 +47,13 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--deepspeed", help="DeepSpeed JSON")
+    train.add_argument("--lora-rank", type=_above_zero(int), help="train adapters of this rank and the head (default: all weights)")
+    train.add_argument("--lora-alpha", type=_above_zero(int), default=32, help="adapters are scaled by alpha / rank")
+    train.add_argument("--bf16", action="store_true", help="products in bfloat16; weights and losses stay in fp32")
+    train.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
+    train.add_argument("--save-every", type=_above_zero(int), help="steps between checkpoints, from which the same command goes on")
+    train.add_argument("--eval-every", type=_above_zero(int), help="steps between looks at a tenth of the rows; the best weights are kept")
+    train.add_argument("--patience", type=_above_zero(int), help="looks without improvement after which training ends")
     score = commands.add_parser("score", help='add "score" (irm: r_I; prm: step scores and r_A) to JSONL rows')
     score.add_argument("kind", choices=["irm", "prm", "orm"])
     score.add_argument("--model", required=True)
@@ -134,12 +141,16 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--threshold {options.threshold:g}: for a prm, from 0 to below 1", fix="change it or leave it out")
     if options.neutral is not None and options.kind != "prm":
         raise UserError(f"--neutral {options.neutral}: for a prm", fix="leave it out")
+    if options.patience is not None and options.eval_every is None:
+        raise UserError(f"--patience {options.patience}: without looks", fix="say --eval-every, or leave it out")
     _is_folder(options.out)
-    from reward_models.config import InstructionModelConfig, ProcessModelConfig
+    from reward_models.config import InstructionModelConfig, LoraSettings, ProcessModelConfig
     from reward_models.train import TrainOptions, train_instruction, train_process
 
-    names = ("learning_rate", "batch_size", "micro_batch_size", "seed", "deepspeed")
-    how = TrainOptions(**{name: getattr(options, name) for name in names})
+    names = ("learning_rate", "batch_size", "micro_batch_size", "seed", "deepspeed", "bf16", "gradient_checkpointing")
+    names = (*names, "save_every", "eval_every", "patience")
+    lora = LoraSettings(rank=options.lora_rank, alpha=options.lora_alpha) if options.lora_rank is not None else None
+    how = TrainOptions(**{name: getattr(options, name) for name in names}, lora=lora)
     if options.kind == "irm":
         settings = InstructionModelConfig(epochs=options.epochs, max_length=options.max_length)
         return train_instruction(options.labels, options.init, options.out, settings, how)

@@ -7,6 +7,14 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
+class LoraSettings(BaseModel):
+    """Train low-rank adapters in place of all weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rank: int = Field(default=16, ge=1, description="columns of each adapter")
+    alpha: int = Field(default=32, ge=1, description="an adapter's product is scaled by alpha / rank")
+
+
 class InstructionModelConfig(BaseModel):
     """Instruction Reward Model (WizardMath, section 2.2): ranks instructions by definition, precision, integrity."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
@@ -21,7 +24,13 @@ class BestWeights(TrainerCallback):
     save: Callable[[], None]
     every: int  # optimiser steps
     patience: int | None  # looks without improvement after which training ends; None: it never ends early
+    file: Path | None = None  # keeps the looks for a training that is resumed
     looks: dict[int, float] = field(default_factory=dict)  # step -> measured
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.file is not None and self.file.is_file():
+            kept = json.loads(self.file.read_text(encoding="utf-8"))
+            self.looks = {int(step): value for step, value in kept.items() if int(step) <= state.global_step}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if state.global_step % self.every == 0:
@@ -51,3 +60,5 @@ class BestWeights(TrainerCallback):
         self.looks[step] = value[0]
         if self.best_step == step:
             self.save()
+        if self.file is not None and PartialState().is_main_process:
+            self.file.write_text(json.dumps(self.looks), encoding="utf-8")

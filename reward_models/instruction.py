@@ -68,7 +68,7 @@ class InstructionRewardModel:
             )
         stored = json.loads(file.read_text())
         calibration = Calibration(**{**stored, "references": tuple(stored["references"])})
-        return cls(load(AutoModelForSequenceClassification, folder, device), load_tokenizer(folder), calibration)
+        return cls(load(AutoModelForSequenceClassification, folder, device, trained=True), load_tokenizer(folder), calibration)
 
     def score(self, instructions: Sequence[str], batch_size: int = 64) -> list[float]:
         """r_I of each instruction."""

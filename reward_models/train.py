@@ -1,23 +1,21 @@
-"""Trains both reward models on transformers' Trainer; every loss is normalised over all ranks and micro-batches of an optimiser step."""
+"""Trains both reward models: from a label file to weights, calibration, held-out metrics and a model card."""
 
 from __future__ import annotations
 
 import json
 import random
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
 
 from reward_models.card import model_card
 from reward_models.config import InstructionModelConfig, ProcessModelConfig
-from reward_models.data import SortedSteps, collate_lists, collate_steps, instruction_rows, step_rows, step_trees
+from reward_models.data import collate_lists, collate_steps, instruction_rows, step_rows, step_trees
 from reward_models.early_stopping import BestWeights
 from reward_models.errors import UserError
 from reward_models.evaluate import (
@@ -34,49 +32,12 @@ from reward_models.instruction import Calibration, InstructionRewardModel, fit_s
 from reward_models.labels import made_ready, relabelled
 from reward_models.losses import IGNORE, cross_seed_loss, language_loss, pairwise_ranking_loss, plackett_luce_loss, step_loss
 from reward_models.metrics import finite
-from reward_models.model import Tokenizer, build, language_head
+from reward_models.model import language_head, load
 from reward_models.process import SETTINGS, ProcessRewardModel
 from reward_models.records import RankedList, is_development, is_held_out
+from reward_models.trainer import CHECKPOINTS, Start, TrainOptions, digest, fit
 
 ANCHORS = 2  # items of other seeds compared with each list
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How to optimise. Sizes are in ranked lists (IRM) or problems with their solutions (PRM); `batch_size` is that of an optimiser step
-    over all processes."""
-
-    learning_rate: float = 1e-4
-    batch_size: int = 32
-    micro_batch_size: int = 32
-    warmup_ratio: float = 0.05
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    seed: int = 0
-    callbacks: Sequence[TrainerCallback] = ()
-    deepspeed: str | None = None  # path of a DeepSpeed JSON
-    eval_every: int | None = None  # optimiser steps between looks at a tenth of the rows, which then is not trained on; None: no look
-    patience: int | None = None  # looks without improvement after which training ends; None: it goes on, and the best weights are kept
-
-
-class _GlobalCountTrainer(Trainer):
-    """Hands the global count of `labels` entries to a loss that returns a sum."""
-
-    def __init__(self, *args: Any, loss_sum: Callable[[PreTrainedModel, dict[str, Any]], torch.Tensor], **kwargs: Any) -> None:
-        # A loss function must be set for the Trainer to count; compute_loss below replaces it.
-        super().__init__(*args, compute_loss_func=lambda *_args, **_kwargs: None, **kwargs)
-        self.loss_sum = loss_sum
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> SortedSteps:
-        rows: Any = train_dataset if train_dataset is not None else self.train_dataset
-        step_rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return SortedSteps([row["length"] for row in rows], step_rows, self.args.seed)
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        # Ranks average their gradients, hence the factor.
-        return self.loss_sum(model, inputs) * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
 
 
 def lists_loss(model: Any, inputs: dict[str, Any], *, settings: InstructionModelConfig) -> torch.Tensor:
@@ -129,7 +90,8 @@ def train_instruction(
     train, held_out = _split(read.rows, labels)
     train, development = _development(train, labels, options)
     torch.manual_seed(options.seed)
-    model, tokenizer = build("instruction", init)
+    start = Start("instruction", init)
+    model, tokenizer = start.build()
     anchors = ANCHORS if settings.cross_seed_weight > 0 else 0
     data = instruction_rows(train, tokenizer, max_length=settings.max_length, anchors=anchors, seed=options.seed)
     pad_id = int(tokenizer.pad_token_id)
@@ -138,19 +100,14 @@ def train_instruction(
     def look(trained: PreTrainedModel) -> float:
         return list_measures(score_lists(InstructionRewardModel(trained, tokenizer, unscaled), development))["pair_accuracy"]
 
-    model, looks = _fit(
-        model,
-        tokenizer,
-        data,
-        partial(collate_lists, pad_id=pad_id),
-        partial(lists_loss, settings=settings),
-        settings.epochs,
-        out,
-        options,
-        look,
-    )
-    if model is None:
+    loss, collate = partial(lists_loss, settings=settings), partial(collate_lists, pad_id=pad_id)
+    identity = {"labels": digest(labels), "init": start.init, "settings": settings}
+    main, looks = fit(start, model, tokenizer, data, collate, loss, settings.epochs, out, options, look, identity)
+    if not main:
         return {}
+    device = model.device
+    del model  # two copies at once might not fit
+    model = load(AutoModelForSequenceClassification, out, device, trained=True)
     texts = sorted({item.text for row in train for item in row.items})
     references = random.Random(options.seed).sample(texts, min(settings.references, len(texts)))
     reference_scores = tuple(score_texts(model, tokenizer, references, settings.max_length))
@@ -182,7 +139,8 @@ def train_process(
     train, held_out = _split(rows, labels)
     train, development = _development(train, labels, options)
     torch.manual_seed(options.seed)
-    model, tokenizer = build("process", init, separator=settings.separator)
+    start = Start("process", init, settings.separator)
+    model, tokenizer = start.build()
     data, dropped = step_rows(
         train,
         tokenizer,
@@ -206,9 +164,14 @@ def train_process(
         scorer = ProcessRewardModel(trained, tokenizer, settings)
         return step_measures(score_solutions(scorer, development, options.micro_batch_size), 0.5)["step_auroc"]
 
-    model, looks = _fit(model, tokenizer, trees, partial(collate_steps, pad_id=pad_id), loss, settings.epochs, out, options, look)
-    if model is None:
+    collate = partial(collate_steps, pad_id=pad_id)
+    identity = {"labels": digest(labels), "init": start.init, "settings": settings}
+    main, looks = fit(start, model, tokenizer, trees, collate, loss, settings.epochs, out, options, look, identity)
+    if not main:
         return {}
+    device = model.device
+    del model  # two copies at once might not fit
+    model = load(AutoModelForTokenClassification, out, device, trained=True)
     Path(out, SETTINGS).write_text(
         ProcessModelConfig(**{name: getattr(settings, name) for name in ProcessModelConfig.model_fields}).model_dump_json()
     )
@@ -217,71 +180,8 @@ def train_process(
     result = evaluate_process(scorer, held_out, threshold=threshold, batch_size=options.micro_batch_size)
     result |= {"train_solutions": len(data), "dropped": dropped, "right_steps": right}
     result |= _looked(looks, "step_auroc", development) | _unread(read)
-    return _saved(result, out, model_card("prm", init, labels, rows, result, separator=settings.separator))
-
-
-def _fit(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    data: list[dict[str, Any]],
-    collate: Callable[..., Any],
-    loss_sum: Callable[..., torch.Tensor],
-    epochs: float,
-    out: str | Path,
-    options: TrainOptions,
-    look: Callable[[PreTrainedModel], float],
-) -> tuple[PreTrainedModel | None, BestWeights | None]:
-    """Train and save; the trained model on the main process, None on the others. With `eval_every` it is the one of the best `look`."""
-    world = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
-    micro = max(1, min(options.micro_batch_size, options.batch_size // world))
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
-            num_train_epochs=epochs,
-            learning_rate=options.learning_rate,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=max(1, options.batch_size // (micro * world)),
-            warmup_steps=options.warmup_ratio,
-            lr_scheduler_type="cosine",
-            weight_decay=options.weight_decay,
-            max_grad_norm=options.max_grad_norm,
-            seed=options.seed,
-            logging_steps=5,
-            save_strategy="no",
-            report_to=[],
-            use_cpu=not torch.cuda.is_available(),
-            remove_unused_columns=False,
-            disable_tqdm=True,
-            deepspeed=options.deepspeed,
-            dataloader_pin_memory=torch.cuda.is_available(),
-        )
-        trainer = _GlobalCountTrainer(
-            model=model, args=arguments, train_dataset=data, data_collator=collate, loss_sum=loss_sum, callbacks=list(options.callbacks)
-        )
-        trainer.remove_callback(PrinterCallback)
-        looks = None
-        if options.eval_every is not None:
-            looks = BestWeights(partial(_look, trainer, look), partial(trainer.save_model, str(out)), options.eval_every, options.patience)
-            trainer.add_callback(looks)
-        trainer.train()
-        if looks is None:
-            trainer.save_model(str(out))
-        if not trainer.is_world_process_zero():
-            return None, None
-        tokenizer.save_pretrained(out)
-        trained: Any = trainer.accelerator.unwrap_model(trainer.model)
-        if looks is not None or is_deepspeed_zero3_enabled():
-            unset_hf_deepspeed_config()  # or ZeRO-3 would split these weights too, and wait for the other ranks
-            trained = type(trained).from_pretrained(out, dtype=trained.dtype).to(trained.device)
-    return trained.eval(), looks
-
-
-def _look(trainer: Trainer, look: Callable[[PreTrainedModel], float]) -> float:
-    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
-    value = look(trained)
-    trained.train()  # scoring has set it to eval
-    trainer.log({"development": value})
-    return value
+    kind = "orm" if settings.outcome else "prm"
+    return _saved(result, out, model_card(kind, init, labels, rows, result, separator=settings.separator))
 
 
 def _looked(looks: BestWeights | None, metric: str, development: Sequence[Any]) -> dict[str, Any]:
@@ -332,4 +232,5 @@ def _differences(model: InstructionRewardModel, lists: Sequence[RankedList]) -> 
 def _saved(values: dict[str, Any], out: str | Path, card: str) -> dict[str, Any]:
     Path(out, "metrics.json").write_text(json.dumps(finite(values), indent=2))
     Path(out, "README.md").write_text(card, encoding="utf-8")
+    shutil.rmtree(Path(out, CHECKPOINTS), ignore_errors=True)
     return values

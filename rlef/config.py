@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from reward_models import gate
-from reward_models.config import InstructionModelConfig, ProcessModelConfig
+from reward_models.config import InstructionModelConfig, LoraSettings, ProcessModelConfig
 from rlef.errors import UserError, raise_all
 from rlef.records import Aspect, Domain
 
@@ -381,6 +381,16 @@ class RewardModelSettings(TrainSettings):
     )
     patience: int | None = Field(
         default=None, ge=1, description="looks without improvement after which training stops; None: it never stops early"
+    )
+    lora: LoraSettings | None = Field(
+        default=None, description="train adapters and the head in place of all weights; saved merged, the adapter beside it"
+    )
+    bf16: bool = Field(default=False, description="products in bfloat16; losses, and without DeepSpeed the weights, stay in fp32")
+    gradient_checkpointing: bool = Field(default=False, description="less memory, more time; not part of the fingerprint")
+    save_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="optimiser steps between checkpoints, from which a run that was cut off goes on; not part of the fingerprint",
     )
 
 

@@ -70,6 +70,14 @@ class Tracker:
 
             self.wandb_run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
+    def plot(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
+        """A line for W&B, of the second column over the first."""
+        if self.wandb_run is not None:
+            import wandb
+
+            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+            self.wandb_run.log({name: wandb.plot.line(table, columns[0], columns[1], title=name)})
+
     def summary(self, values: dict[str, Any]) -> None:
         if self.wandb_run is not None:
             self.wandb_run.summary.update(values)
@@ -119,6 +127,9 @@ class Tracker:
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 if state.is_world_process_zero:
                     self.advance = self.stack.enter_context(tracker.progress(prefix, state.max_steps))
+                    if state.global_step:  # goes on from a checkpoint
+                        tracker.truncate(state.global_step)
+                        self.advance(state.global_step)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 self.advance(1, **self.seen)

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from reward_models.config import InstructionModelConfig, ProcessModelConfig
-from reward_models.train import TrainOptions, train_instruction, train_process
+from reward_models.train import train_instruction, train_process
+from reward_models.trainer import CHECKPOINTS, TrainOptions
 from rlef.config import IrmStage, PrmStage, RewardModelSettings
 from rlef.engines import dist
 from rlef.models import model_folder
 from rlef.stages.context import StageContext
 
 STAGE_VERSION = 1
+SIDES = ("right", "wrong")
 
 
 def run_irm(ctx: StageContext) -> dict:
@@ -41,7 +43,7 @@ def _labels(ctx: StageContext, name: str) -> Path:
 def _places(ctx: StageContext) -> tuple[Any, Any]:
     dist.init(ctx.config.launch.device)
     out = ctx.folder / "model"
-    if dist.is_main():
+    if dist.is_main() and not (out / CHECKPOINTS).is_dir():
         shutil.rmtree(out, ignore_errors=True)
     dist.barrier()
     return model_folder(ctx.inputs["init"]), out
@@ -60,9 +62,19 @@ def _options(ctx: StageContext, settings: RewardModelSettings) -> TrainOptions:
         deepspeed=ctx.config.launch.deepspeed,
         eval_every=settings.eval_every,
         patience=settings.patience,
+        lora=settings.lora,
+        bf16=settings.bf16,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        save_every=settings.save_every,
     )
 
 
 def _logged(ctx: StageContext, prefix: str, result: dict[str, Any]) -> dict:
     ctx.tracker.summary({f"{prefix}/{name}": value for name, value in result.items() if isinstance(value, int | float)})
+    if "confusion" in result:
+        rows = [[truth, *(result["confusion"][f"{truth}_called_{called}"] for called in SIDES)] for truth in SIDES]
+        ctx.tracker.table(f"{prefix}/confusion", ["steps that are", *(f"called {called}" for called in SIDES)], rows)
+    if result.get("reliability"):
+        bins = [[one["probability"], one["share"], one["count"]] for one in result["reliability"]]
+        ctx.tracker.plot(f"{prefix}/calibration", ["mean score of a bin", "share right", "count"], bins)
     return result

@@ -29,11 +29,11 @@ def labels(tmp_path_factory):
     return file
 
 
-def train(labels, policy, out, processes, zero):
+def train(labels, policy, out, processes, zero, **further):
     start = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else [])]
     path = str(ROOT / "configs" / "deepspeed" / f"{zero}.json") if zero else "-"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [*start, str(WORKER), str(labels), str(policy), str(out), path]
+    command = [*start, str(WORKER), str(labels), str(policy), str(out), path, json.dumps(further)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((out / "metrics.json").read_text())
@@ -45,13 +45,24 @@ def alone(labels, tiny_folder, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [None, "zero2", "zero3"])
-def test_two_ranks_keep_the_weights_that_one_process_keeps(alone, labels, tiny_folder, tmp_path, zero):
+@pytest.mark.parametrize(
+    "zero,further",
+    [
+        (None, {}),
+        ("zero2", {}),
+        ("zero3", {}),
+        (None, {"lora": {"rank": 4}, "gradient_checkpointing": True}),
+        ("zero2", {"bf16": True}),
+        ("zero3", {"lora": {"rank": 4}, "bf16": True}),
+    ],
+    ids=str,
+)
+def test_two_ranks_keep_the_weights_that_one_process_keeps(alone, labels, tiny_folder, tmp_path, zero, further):
     from reward_models.evaluate import score_solutions, step_measures
     from reward_models.process import ProcessRewardModel
     from reward_models.records import is_held_out, read_records
 
-    result = train(labels, tiny_folder, tmp_path, 2, zero)
+    result = train(labels, tiny_folder, tmp_path, 2, zero, **further)
     assert len(result["early_stopping"]["looks"]) > 1
     held_out = [row for row in read_records(labels, SteppedSolution) if is_held_out(row)]
     loaded = step_measures(score_solutions(ProcessRewardModel.load(tmp_path), held_out), result["threshold"])

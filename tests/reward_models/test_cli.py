@@ -27,6 +27,7 @@ def labels(tmp_path, monkeypatch):
         (["--max-length", "4"], "--max-length 4"),
         (["--batch-size", "33", "--micro-batch-size", "8"], "--batch-size 33"),
         (["--deepspeed", "none.json"], "--deepspeed none.json"),
+        (["--patience", "2"], "--patience 2: without looks"),
         ([], "1 rows to train on, 0 held out"),
     ],
 )

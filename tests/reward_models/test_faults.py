@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerCallback
 
-from reward_models import data, forms, process, train
+from reward_models import data, forms, process, train, trainer
 from reward_models.config import ProcessForm, ProcessModelConfig
 from reward_models.data import StepColumns, collate_steps, step_columns
 from reward_models.errors import UserError
@@ -230,7 +230,7 @@ def test_10_a_mean_per_micro_batch(policy_folder, tmp_path, monkeypatch):
     def by_micro_batch(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return self.loss_sum(model, inputs) / (inputs["labels"] != IGNORE).sum() / self.args.gradient_accumulation_steps
 
-    refuted(holds, monkeypatch, (train._GlobalCountTrainer, "compute_loss", by_micro_batch))
+    refuted(holds, monkeypatch, (trainer._GlobalCountTrainer, "compute_loss", by_micro_batch))
 
 
 def test_11_a_threshold_chosen_on_what_it_is_judged_on(policy_folder, tmp_path, monkeypatch):

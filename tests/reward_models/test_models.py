@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -392,6 +393,16 @@ def test_21_an_outcome_model_overfits_eight_solutions_through_the_inference_api(
     assert main(["evaluate", "orm", "--model", str(out), "--labels", str(file)]) == 0
     assert json.loads(capsys.readouterr().out)["step_auroc"] == 1.0
 
+    # As the card says how to load it elsewhere, word for word.
+    card = (out / "README.md").read_text()
+    assert "# Outcome reward model" in card and "Single steps have no score" in card
+    (recipe,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    there = {"FOLDER": str(out), "question": rows[0].question, "steps": rows[0].steps}
+    exec(recipe, there)
+    with torch.no_grad():
+        logits = there["model"].eval()(torch.tensor([there["ids"]])).logits[0, :, 0]
+    assert there["ids"].count(there["mark"]) == 1 and torch.sigmoid(logits[-1]) == pytest.approx(results[0].scores[0], abs=1e-5)
+
 
 def test_neutral_steps_reach_training_and_measuring(policy_folder, tmp_path):
     rows = [
@@ -463,7 +474,9 @@ def test_command_line_trains_scores_and_evaluates(policy_folder, tmp_path, capsy
     ]
     labels = str(write(tmp_path / "steps.jsonl", rows))
     out = str(tmp_path / "prm")
-    assert main(["train", "prm", "--labels", labels, "--init", str(policy_folder), "--out", out, "--epochs", "2"]) == 0
+    how = ["--epochs", "2", "--lora-rank", "2", "--lora-alpha", "4", "--bf16", "--gradient-checkpointing", "--save-every", "1"]
+    assert main(["train", "prm", "--labels", labels, "--init", str(policy_folder), "--out", out, *how]) == 0
+    assert json.loads((tmp_path / "prm" / "adapter" / "adapter_config.json").read_text())["r"] == 2
     (tmp_path / "in.jsonl").write_text('{"question": "1?", "text": "good\\nbad"}\n{"question": "1?", "steps": ["good"]}\n')
     assert main(["score", "prm", "--model", out, "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")]) == 0
     scored = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]

@@ -49,14 +49,16 @@ def test_wandb_offline_needs_no_key_and_writes_below_the_run(tmp_path, monkeypat
     tracker = Tracker.open("ppo", "ppo", tmp_path, TrackingSection(), {"stage": {"lr": 1}}, run_id=None)
     tracker.log({"reward/total": 0.5}, 1)
     tracker.table("rollouts", ["text"], [["hello"]])
+    tracker.plot("prm/calibration", ["mean score", "share right"], [[0.1, 0.2], [0.9, 0.8]])
     identity = tracker.wandb_id
     tracker.close()
     (file,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     assert identity in file.name
     end = time.monotonic() + 20  # W&B's own process writes the end of the file
-    while b"reward/total" not in file.read_bytes():
+    while not all(word in file.read_bytes() for word in (b"reward/total", b"wandb/line/v0")):
         assert time.monotonic() < end
         time.sleep(0.05)
+    assert list(file.parent.glob("files/media/table/prm/calibration_table_*.table.json"))
 
 
 def test_a_bar_within_a_bar_shares_the_terminal(monkeypatch):

@@ -1,0 +1,201 @@
+"""Fits a reward model on transformers' Trainer: losses normalised over the whole optimiser step, adapters, early stopping, resuming."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.trainer_utils import get_last_checkpoint
+
+from reward_models import adapters
+from reward_models.config import LoraSettings
+from reward_models.data import SortedSteps
+from reward_models.early_stopping import BestWeights
+from reward_models.errors import UserError
+from reward_models.model import Tokenizer, build
+
+CHECKPOINTS, IDENTITY = "checkpoint", "training.json"
+FREE = ("callbacks", "save_every", "micro_batch_size", "gradient_checkpointing")  # a resumed training may have these otherwise
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to optimise. Sizes are in ranked lists (IRM) or problems with their solutions (PRM); `batch_size` is that of an optimiser step
+    over all processes."""
+
+    learning_rate: float = 1e-4
+    batch_size: int = 32
+    micro_batch_size: int = 32
+    warmup_ratio: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    callbacks: Sequence[TrainerCallback] = ()
+    deepspeed: str | None = None  # path of a DeepSpeed JSON
+    lora: LoraSettings | None = None  # the model is saved merged, and its adapter beside it
+    bf16: bool = False  # products in bfloat16; losses and (but under DeepSpeed, which keeps copies) weights in fp32
+    gradient_checkpointing: bool = False  # less memory, more time
+    save_every: int | None = None  # optimiser steps between checkpoints in out/checkpoint, from which the same call goes on; None: none
+    eval_every: int | None = None  # optimiser steps between looks at a tenth of the rows, which then is not trained on; None: no look
+    patience: int | None = None  # looks without improvement after which training ends; None: it goes on, and the best weights are kept
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training begins from; the same call gives the same model, but for the head."""
+
+    kind: str  # "instruction" or "process"
+    init: str | Path
+    separator: str | None = None
+
+    def build(self) -> tuple[PreTrainedModel, Tokenizer]:
+        return build(self.kind, self.init, separator=self.separator)
+
+
+def fit(
+    start: Start,
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    data: list[dict[str, Any]],
+    collate: Callable[..., Any],
+    loss_sum: Callable[..., torch.Tensor],
+    epochs: float,
+    out: str | Path,
+    options: TrainOptions,
+    look: Callable[[PreTrainedModel], float],
+    identity: dict[str, Any],
+) -> tuple[bool, BestWeights | None]:
+    """Train `model`, which `start` built, and save it to `out`; with `eval_every` as it was at the best `look`. Whether this is the main
+    process, which alone goes on, and the looks.
+
+    Raises UserError where out/checkpoint holds those of a training with another `identity` (labels, settings) or other options.
+    """
+    world = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
+    micro = max(1, min(options.micro_batch_size, options.batch_size // world))
+    weights = Path(out, adapters.FOLDER) if options.lora else Path(out)
+    trained: Any = model
+    if options.lora:
+        unseen = [tokenizer.convert_tokens_to_ids(start.separator)] if start.separator else []
+        trained = adapters.adapted(start.kind, model, options.lora, unseen)
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoints = Path(out, CHECKPOINTS) if options.save_every else Path(scratch)
+        arguments = TrainingArguments(
+            output_dir=str(checkpoints),
+            num_train_epochs=epochs,
+            learning_rate=options.learning_rate,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=max(1, options.batch_size // (micro * world)),
+            warmup_steps=options.warmup_ratio,
+            lr_scheduler_type="cosine",
+            weight_decay=options.weight_decay,
+            max_grad_norm=options.max_grad_norm,
+            seed=options.seed,
+            logging_steps=5,
+            save_strategy="steps" if options.save_every else "no",
+            save_steps=options.save_every or 1,
+            save_total_limit=2,  # a kill may come while the newest is written
+            bf16=options.bf16,
+            activation_checkpointing=options.gradient_checkpointing,
+            activation_checkpointing_kwargs={"use_reentrant": False},
+            report_to=[],
+            use_cpu=not torch.cuda.is_available(),
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            deepspeed=options.deepspeed,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        trainer = _GlobalCountTrainer(
+            model=trained, args=arguments, train_dataset=data, data_collator=collate, loss_sum=loss_sum, callbacks=list(options.callbacks)
+        )
+        trainer.remove_callback(PrinterCallback)
+        looks = None
+        if options.eval_every is not None:
+            looks = BestWeights(
+                partial(_look, trainer, look),
+                partial(trainer.save_model, str(weights)),
+                options.eval_every,
+                options.patience,
+                checkpoints / "looks.json" if options.save_every else None,
+            )
+            trainer.add_callback(looks)
+        resumed = _begun(checkpoints, identity, options, world, trainer.is_world_process_zero()) if options.save_every else None
+        trainer.train(resume_from_checkpoint=resumed)
+        if looks is None:
+            trainer.save_model(str(weights))
+    if not trainer.is_world_process_zero():
+        return False, None
+    unset_hf_deepspeed_config()  # or ZeRO-3 would split what is loaded from here on too, and wait for the other ranks
+    if options.lora:
+        adapters.merged(start.build()[0], weights).save_pretrained(out)
+        tokenizer.save_pretrained(weights)
+    tokenizer.save_pretrained(out)
+    return True, looks
+
+
+class _GlobalCountTrainer(Trainer):
+    """Hands the global count of `labels` entries to a loss that returns a sum."""
+
+    def __init__(self, *args: Any, loss_sum: Callable[[PreTrainedModel, dict[str, Any]], torch.Tensor], **kwargs: Any) -> None:
+        # A loss function must be set for the Trainer to count; compute_loss below replaces it.
+        super().__init__(*args, compute_loss_func=lambda *_args, **_kwargs: None, **kwargs)
+        self.loss_sum = loss_sum
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SortedSteps:
+        rows: Any = train_dataset if train_dataset is not None else self.train_dataset
+        step_rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return SortedSteps([row["length"] for row in rows], step_rows, self.args.seed)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        # Ranks average their gradients, hence the factor.
+        return self.loss_sum(model, inputs) * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
+
+
+def _look(trainer: Trainer, look: Callable[[PreTrainedModel], float]) -> float:
+    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+    value = look(trained)
+    trained.train()  # scoring has set it to eval
+    trainer.log({"development": value})
+    return value
+
+
+def _begun(checkpoints: Path, identity: dict[str, Any], options: TrainOptions, world: int, main: bool) -> str | None:
+    """The newest whole checkpoint of this very training, None where it has none."""
+    how = {name: value for name, value in vars(options).items() if name not in FREE}
+    if options.deepspeed:
+        how["processes"] = world  # its checkpoints are in as many parts
+    written = json.dumps(identity | how, sort_keys=True, default=_plain)
+    file = checkpoints / IDENTITY
+    if file.is_file() and file.read_text(encoding="utf-8") != written:
+        raise UserError(
+            f"{checkpoints}: of a training with other labels or settings", fix="repeat that training as it was, or delete the folder"
+        )
+    if main:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        for folder in checkpoints.glob("checkpoint-*"):
+            if not (folder / "trainer_state.json").is_file():  # written last
+                shutil.rmtree(folder)
+        file.write_text(written, encoding="utf-8")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    return get_last_checkpoint(str(checkpoints))
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, BaseModel) else str(value)
+
+
+def digest(file: str | Path) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
