@@ -12,12 +12,26 @@ from reward_models.pages import as_markdown, tables
 from reward_models.records import RankedList, SteppedSolution
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-TASKS = {"irm": "text-classification", "prm": "token-classification"}
-NAMES = {"irm": "Instruction reward model", "prm": "Process reward model"}
+TASKS = {"irm": "text-classification", "prm": "token-classification", "orm": "token-classification"}
+NAMES = {"irm": "Instruction reward model", "prm": "Process reward model", "orm": "Outcome reward model"}
 PURPOSE = {
     "irm": "Scores instructions: how well defined, precise and complete a task is. r_I, in (0,1), is a win rate against stored references.",
     "prm": "Scores every step of a solution with the probability, in (0,1), that it is right. r_A of a solution is its least step score.",
+    "orm": "Scores a whole solution with the probability, in (0,1), that its answer is right. Single steps have no score.",
 }
+TOKENS = """```python
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+model = AutoModelForTokenClassification.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+chat = [{{"role": "user", "content": question}}]
+start = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) if tokenizer.chat_template else question + "\\n"
+pieces = tokenizer([start, *(step + "\\n" for step in PARTS)], add_special_tokens=False)["input_ids"]
+mark = tokenizer.convert_tokens_to_ids("{separator}")
+ids = pieces[0] + [token for piece in pieces[1:] for token in (*piece, mark)]
+```
+
+"""
 LOAD = {
     "irm": """```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -28,20 +42,12 @@ tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 
 The logit of the instruction's tokens and EOS is the raw score s. With `references` s_j, `slope` a and `floor` f of `calibration.json`,
 r_I = f + (1 - f) mean_j sigmoid(a (s - s_j)). With this package: `InstructionRewardModel.load(FOLDER).score([text])`.""",
-    "prm": """```python
-from transformers import AutoModelForTokenClassification, AutoTokenizer
-
-model = AutoModelForTokenClassification.from_pretrained(FOLDER)
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-chat = [{{"role": "user", "content": question}}]
-start = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) if tokenizer.chat_template else question + "\\n"
-pieces = tokenizer([start, *(step + "\\n" for step in steps)], add_special_tokens=False)["input_ids"]
-mark = tokenizer.convert_tokens_to_ids("{separator}")
-ids = pieces[0] + [token for piece in pieces[1:] for token in (*piece, mark)]
-```
-
-The score of step k is the sigmoid of the logit at the k-th separator. With this package:
+    "prm": TOKENS.replace("PARTS", "steps")
+    + """The score of step k is the sigmoid of the logit at the k-th separator. With this package:
 `ProcessRewardModel.load(FOLDER).score([question], [steps])`.""",
+    "orm": TOKENS.replace("PARTS", '["\\n".join(steps)]')
+    + """The score is the sigmoid of the logit at the one separator, behind the last step. With this package:
+`ProcessRewardModel.load(FOLDER).score([question], [steps])`; it counts for the last step.""",
 }
 
 

@@ -28,6 +28,7 @@ from rlef.config import (
     Config,
     EvolveStage,
     MethodStage,
+    ProblemsStage,
     RewardModelSettings,
     RewardSettings,
     Section,
@@ -39,7 +40,9 @@ from rlef.evolution.operations import check_weights, operations_of, operations_t
 from rlef.run_dir import RunDir, digest, outside_digest, write_json
 from rlef.sources import read_problems, with_answers
 
-NOT_IN_FINGERPRINT = {"micro_batch_size", "score_batch_size", "rollout_batch_size", "paid", "require"}
+NOT_IN_FINGERPRINT = {
+    "micro_batch_size", "gradient_checkpointing", "save_every", "score_batch_size", "rollout_batch_size", "paid", "require",
+}  # fmt: skip
 DECODING_KINDS = ("label", "evaluate", "evolve")  # their batch_size is rows decoded together: sampling noise does not depend on it
 FOR_FEEDBACK = {"band", "keep_outside", "samples", "temperature", "max_tokens", "use_answers"}  # of an evolve stage, read by feedback alone
 FOLLOWS = "follows "
@@ -183,7 +186,10 @@ def _needs(config: Config, name: str, resolved: dict[str, str]) -> None:
         )
     labels = config.stages.get(resolved.get("labels", ""))
     if stage.kind == "prm" and stage.threshold is not None and labels is not None and labels.kind == "label":
-        method = {"auto": "symbolic"}.get(labels.method, labels.method) if config.teacher.kind == "symbolic" else labels.method
+        method = labels.method
+        problems = config.stages.get(resolve_inputs(config, resolved["labels"])["problems"])
+        if method == "auto" and config.teacher.kind == "symbolic" and isinstance(problems, ProblemsStage) and problems.source == "symbolic":
+            method = "symbolic"  # what auto chooses where the teacher knows how each problem was made
         if method not in (*COMPLETED, "auto"):
             raise UserError(
                 f"stages.{name}.threshold: labels of method {method} keep no rates to be judged anew",
