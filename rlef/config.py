@@ -451,11 +451,23 @@ class PpoStage(RewardSettings):
     prompts_per_iteration: int = Field(default=64, ge=1, description="over all processes")
     samples_per_prompt: int = Field(default=8, ge=1)
     temperature: float = Field(default=1.0, gt=0)
-    reward_mode: Literal["min_terminal", "running_min_delta"] = Field(
-        default="running_min_delta", description="min_terminal: as the paper; running_min_delta: same total, credit at each step"
+    reward_mode: Literal["min_terminal", "running_min_delta", "step_sum", "step_clip", "step_delta", "soft_min"] = Field(
+        default="running_min_delta",
+        description="min_terminal: as the paper; running_min_delta: same total, credit at each step; for comparison step_sum "
+        "(Math-Shepherd), step_clip and step_delta (arXiv 2410.15115), soft_min (PURE)",
+    )
+    clip_from: float = Field(default=0.9, ge=0, le=1, description="step_clip: a step loses what its score lacks to this")
+    outcome_weight: float = Field(
+        default=0.0, ge=0, description="added on the last token where the answer is known and right; 0: learned rewards alone"
     )
     missing_eos_penalty: float = Field(default=0.1, ge=0, description="subtracted once from an answer cut off at max_tokens")
-    kl_coef: float = Field(default=0.02, ge=0, description="beta of the k1 penalty in the reward")
+    soft_tokens: int = Field(default=0, ge=0, description="the last allowed tokens, over which soft_penalty grows from 0 (DAPO)")
+    soft_penalty: float = Field(default=0.5, ge=0, description="subtracted from an answer of max_tokens; not read with soft_tokens: 0")
+    kl_coef: float = Field(default=0.02, ge=0, description="beta of the k1 penalty in the reward; with kl_target its first value")
+    kl_target: float | None = Field(
+        default=None, gt=0, description="nats an answer to which beta is steered after each iteration (Ziegler et al.); None: beta stays"
+    )
+    kl_horizon: int = Field(default=10_000, ge=1, description="answers over which beta changes by at most a fifth")
     gamma: float = Field(default=1.0, gt=0, le=1)
     lam: float = Field(default=0.95, ge=0, le=1)
     epochs: int = Field(default=1, ge=1)
@@ -466,8 +478,20 @@ class PpoStage(RewardSettings):
         description="train on one sequence a prompt with all its answers: less work where prompts are long; sdpa or eager attention",
     )
     clip_range: float = Field(default=0.2, gt=0)
+    clip_range_high: float | None = Field(default=None, gt=0, description="upper clip range (clip-higher, DAPO: 0.28); None: clip_range")
     dual_clip: float | None = Field(default=3.0, gt=1, description="cap on the ratio for negative advantages; None: off")
     value_clip: float | None = Field(default=None, gt=0)
+    entropy_coef: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
+    loss_mean: Literal["token", "sequence", "constant"] = Field(
+        default="token",
+        description="the policy's loss is a mean over all tokens, over answers of token means, or over answers of sums / max_tokens",
+    )
+    correction: Literal["none", "token", "sequence"] = Field(
+        default="none",
+        description="for a sampler that is not quite the trained policy (vLLM): truncated importance weights a token, or no loss from "
+        "answers whose mean log weight is far off",
+    )
+    correction_cap: float = Field(default=2.0, gt=1, description="greatest token weight; sequence: kept within 1/cap .. cap on average")
     target_kl: float | None = Field(
         default=0.05, gt=0, description="an optimiser step whose approx_kl would exceed 1.5 times this ends the iteration; None: off"
     )
@@ -480,6 +504,7 @@ class PpoStage(RewardSettings):
     lr_warmup: int = Field(default=5, ge=0, description="optimiser steps of linear warm-up")
     lr_decay: bool = Field(default=False, description="the policy's learning rate falls linearly to 0 at the last optimiser step")
     max_grad_norm: float = Field(default=1.0, gt=0)
+    gradient_checkpointing: bool = Field(default=False, description="less memory, more time; not part of the fingerprint")
     whiten_advantages: bool = True
     average: float | None = Field(
         default=None,

@@ -28,6 +28,7 @@ from rlef.config import (
     Config,
     EvolveStage,
     MethodStage,
+    PpoStage,
     ProblemsStage,
     RewardModelSettings,
     RewardSettings,
@@ -167,12 +168,14 @@ def resolve_inputs(config: Config, name: str) -> dict[str, str]:
             )
     _needs(config, name, resolved)
     practised = config.stages.get(resolved.get("prompts", ""))
-    rewarded = isinstance(stage, RewardSettings) and stage.use_answers
-    if rewarded and config.teacher.kind != "symbolic" and practised and practised.kind in ("evolve", "respond"):
-        raise UserError(
-            f"stages.{name}.use_answers: the prompts come from {resolved['prompts']}: what a chat model evolved has no known answers",
-            fix=f"set stages.{name}.prompts to a problems stage, or use_answers: false",
-        )
+    reads = {"use_answers": isinstance(stage, RewardSettings) and stage.use_answers}
+    reads["outcome_weight"] = isinstance(stage, PpoStage) and stage.outcome_weight > 0
+    for key in (key for key, read in reads.items() if read):
+        if config.teacher.kind != "symbolic" and practised and practised.kind in ("evolve", "respond"):
+            raise UserError(
+                f"stages.{name}.{key}: the prompts come from {resolved['prompts']}: what a chat model evolved has no known answers",
+                fix=f"set stages.{name}.prompts to a problems stage, or leave {key} out",
+            )
     return resolved
 
 

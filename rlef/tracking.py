@@ -70,6 +70,13 @@ class Tracker:
 
             self.wandb_run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
+    def alert(self, name: str, message: str) -> None:
+        """Tell the user now, here and in W&B."""
+        if self.file is not None:
+            print(f"  alarm: {message}", file=sys.stderr, flush=True)
+        if self.wandb_run is not None:
+            self.wandb_run.alert(title=f"{self.stage}: {name.replace('_', ' ')}", text=message)
+
     def plot(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
         """A line for W&B, of the second column over the first."""
         if self.wandb_run is not None:

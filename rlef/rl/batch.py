@@ -26,6 +26,7 @@ class RolloutBatch:
     rewards: torch.Tensor  # (B, T) score at its slots minus beta * k1
     advantages: torch.Tensor  # (B, T)
     returns: torch.Tensor  # (B, T)
+    weights: torch.Tensor  # (B, T) of each token in the policy's loss: 1, but where the sampler's mismatch is corrected
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -52,6 +53,7 @@ class RolloutBatch:
             rows=torch.tensor(list(rows), dtype=torch.long),
             mask=mask,
             rollout_logprobs=sampled,
+            weights=torch.ones_like(mask),
             **blank,
         )
 

@@ -35,8 +35,10 @@ class TokenPolicy(nn.Module):
         config = model.config
         self._head_only = not any(key in config.to_dict() for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
 
-    def forward(self, batch: Columns, width: int, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-        """(b, width) log-probabilities and (b, width) entropies (no gradient through these), fp32 or wider."""
+    def forward(
+        self, batch: Columns, width: int, temperature: float = 1.0, *, entropy_gradient: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(b, width) log-probabilities and (b, width) entropies (with a gradient only where it is wanted), fp32 or wider."""
         inputs = model_inputs(self.model, batch)
         if self._head_only:
             hidden = self.model.base_model(**inputs).last_hidden_state
@@ -47,7 +49,7 @@ class TokenPolicy(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
         normaliser = torch.logsumexp(logits, -1)
         logprobs = logits.gather(-1, batch.token[:, None]).squeeze(-1) - normaliser
-        with torch.no_grad():
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
             probabilities = (logits - normaliser[:, None]).exp_()
             entropy = normaliser - (probabilities * logits).sum(-1)
         return batch.spread(logprobs, width), batch.spread(entropy, width)

@@ -7,8 +7,10 @@ unless `use_answers` is set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Literal, Protocol
 
 from reward_models.process import StepScores, aggregate
@@ -19,7 +21,7 @@ from rlef.models import decode
 from rlef.records import Problem
 from rlef.rollout.base import Completion
 
-RewardMode = Literal["min_terminal", "running_min_delta"]
+RewardMode = Literal["min_terminal", "running_min_delta", "step_sum", "step_clip", "step_delta", "soft_min"]
 
 
 class InstructionScorer(Protocol):
@@ -147,24 +149,62 @@ def _judged_slots(slots: Sequence[int], scores: Sequence[float]) -> tuple[int, .
     return tuple(slots[-1:] if len(scores) == 1 else slots)
 
 
-def place_rewards(score: Score, length: int, finished: bool, *, mode: RewardMode, missing_eos_penalty: float) -> list[float]:
-    """Rewards a token of an answer of `length` >= 1 tokens, before the KL term.
+def place_rewards(score: Score, length: int, *, mode: RewardMode, clip_from: float = 0.9) -> list[float]:
+    """Rewards a token of an answer of `length` >= 1 tokens, before penalties and the KL term: r_I times what STEP_REWARDS gives each
+    step, where it becomes final. A zeroed answer gets on its last token what brings its sum to the least that one wrong step is worth.
 
-    min_terminal: r_I * r_A on the last token; sums to r_I * r_A.
-    running_min_delta: r_I * (M_k - M_{k-1}) where step k becomes final, M_k = min(M_{k-1}, p_k), M_0 = 1; a zeroed answer drops
-    to 0 on the last token. Sums to r_I * (r_A - 1): potential shaping of the former with Phi = M.
-    Both: an answer cut off by the length limit loses `missing_eos_penalty` once, on its last token.
+    min_terminal pays on the last token and sums to r_I * r_A; running_min_delta sums to r_I * (r_A - 1): potential shaping of the former
+    with Phi = M, the least score so far.
     """
     rewards = [0.0] * length
     if mode == "min_terminal":
-        rewards[-1] += score.instruction * score.answer
-    else:
-        least = 1.0
-        for slot, step_score in zip(score.slots, score.step_scores, strict=True):
-            rewards[slot] += score.instruction * (min(least, step_score) - least)
-            least = min(least, step_score)
-        if score.zeroed:
-            rewards[-1] -= score.instruction * least
-    if not finished:
-        rewards[-1] -= missing_eos_penalty
+        rewards[-1] = score.instruction * score.answer
+        return rewards
+    paid = STEP_REWARDS[mode](score.step_scores, clip_from)
+    for slot, reward in zip(score.slots, paid, strict=True):
+        rewards[slot] += score.instruction * reward
+    if score.zeroed:
+        rewards[-1] += score.instruction * (WORTH_NOTHING[mode] - sum(paid))
     return rewards
+
+
+def running_min_delta(scores: Sequence[float], _: float = 0.0) -> list[float]:
+    """M_k - M_{k-1}, M_k = min(M_{k-1}, p_k), M_0 = 1. Sums to min p - 1."""
+    return [after - before for before, after in pairwise(accumulate(scores, min, initial=1.0))]
+
+
+def step_sum(scores: Sequence[float], _: float = 0.0) -> list[float]:
+    """p_k (Math-Shepherd's PPO). The sum grows with the number of steps, and a policy learns to write more of them."""
+    return list(scores)
+
+
+def step_clip(scores: Sequence[float], clip_from: float) -> list[float]:
+    """min(p_k - clip_from, 0) (arXiv 2410.15115, Clip): copies of good steps pay nothing; fewer steps lose less."""
+    return [min(score - clip_from, 0.0) for score in scores]
+
+
+def step_delta(scores: Sequence[float], _: float = 0.0) -> list[float]:
+    """p_k - p_{k+1}, p_{K-1} on the last step but one, 0 on the last (arXiv 2410.15115, Delta): what is still to come from step k on is
+    p_k. Sums to p_1; of a single step to 0. A step's reward hangs on the next one: not causal."""
+    return [*(one - after for one, after in pairwise(scores[:-1])), *scores[-2:-1], 0.0][: len(scores)]
+
+
+def soft_min(scores: Sequence[float], _: float = 0.0) -> list[float]:
+    """r_k softmax(-r / 0.1)_k with r = 2 p - 1 (PURE, arXiv 2504.15275): nearly min r, most of it on the worst step. Not causal."""
+    values = [2 * score - 1 for score in scores]
+    least = min(values, default=0.0)
+    parts = [math.exp((least - value) / 0.1) for value in values]
+    return [value * part / sum(parts) for value, part in zip(values, parts, strict=True)]
+
+
+STEP_REWARDS: dict[str, Callable[[Sequence[float], float], list[float]]] = {
+    "running_min_delta": running_min_delta, "step_sum": step_sum, "step_clip": step_clip, "step_delta": step_delta, "soft_min": soft_min,
+}  # fmt: skip
+WORTH_NOTHING = {"running_min_delta": -1.0, "step_sum": 0.0, "step_clip": -1.0, "step_delta": 0.0, "soft_min": -1.0}
+
+
+def length_penalty(length: int, finished: bool, *, max_tokens: int, soft_tokens: int, soft_penalty: float, cut_off: float) -> float:
+    """What an answer loses on its last token, >= 0: `cut_off` where max_tokens ended it, and `soft_penalty` times the share of the last
+    `soft_tokens` allowed tokens that it used (DAPO's overlong ramp, arXiv 2503.14476)."""
+    over = max(0, length - (max_tokens - soft_tokens))
+    return (0.0 if finished else cut_off) + (soft_penalty * over / soft_tokens if soft_tokens else 0.0)

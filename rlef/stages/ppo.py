@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlef.answers import same_answer
 from rlef.config import PpoStage
 from rlef.engines import dist, make_engine
 from rlef.engines.base import Engine
 from rlef.errors import UserError
 from rlef.models import Tokenizer, load_policy, load_tokenizer, model_folder, pick_device, stop_ids
 from rlef.records import Rollout, write_jsonl
-from rlef.rl.advantages import gae, k1, k3, masked, whiten
+from rlef.rl.advantages import gae, k1, masked, whiten
 from rlef.rl.batch import RolloutBatch, by_length, columns
-from rlef.rl.losses import explained_variance, policy_loss, value_loss
+from rlef.rl.losses import adapted_kl_coef, mismatch_weights, policy_loss, token_shares, value_loss
+from rlef.rl.monitor import Alarms, Sums, is_exact, rollout_metrics
 from rlef.rl.policy import TokenCritic, TokenPolicy
-from rlef.rl.reward import place_rewards
+from rlef.rl.reward import length_penalty, place_rewards
 from rlef.rl.sampling import Prompt, Sample, load_reward, read_prompts, sample_answers, score_answers, take_prompts
 from rlef.rollout.base import SamplingParams, seed_of
 from rlef.rollout.hf import HFGenerator
@@ -35,22 +33,6 @@ from rlef.stages.fresh import FreshRounds
 STAGE_VERSION = 1
 CHECKPOINT_EVERY = 10  # iterations
 KEPT_ROLLOUTS = 64  # of the last iteration, for the report
-
-
-@dataclass
-class Sums:
-    """Named sums over tokens, added up over ranks when read."""
-
-    values: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def add(self, **sums: torch.Tensor | float) -> None:
-        for name, value in sums.items():
-            self.values[name] = self.values.get(name, torch.zeros((), dtype=torch.float64)) + torch.as_tensor(value).detach().double().cpu()
-
-    def reduced(self) -> dict[str, float]:
-        names = sorted(self.values)
-        total = dist.all_reduce_sum(torch.stack([self.values[name] for name in names])) if names else torch.zeros(0)
-        return dict(zip(names, total.tolist(), strict=True))
 
 
 class Average:
@@ -113,12 +95,16 @@ def run(ctx: StageContext) -> dict:
         TokenPolicy(policy_model), lr=settings.policy_lr, total_steps=max(1, steps) if settings.lr_decay else None, **common
     )
     critic = make_engine(critic_model, lr=settings.critic_lr, **common)
+    if settings.gradient_checkpointing:
+        for model in (policy_model, critic_model.model):
+            model.activation_checkpointing_enable({"use_reentrant": False})
     generator = HFGenerator(policy_model, pad, settings.rollout_batch_size)
     sampling = SamplingParams(settings.max_tokens, settings.temperature, stops)
 
     average = Average(policy.module, settings.average) if settings.average is not None else None
 
-    first = _resume(ctx, policy, critic, average)
+    alarms = Alarms()
+    first, kl_coef = _resume(ctx, policy, critic, average, alarms)
     ctx.tracker.truncate(first)
     last: list[Sample] = []
     with ctx.tracker.progress(ctx.name, settings.iterations - first) as advance:
@@ -156,17 +142,12 @@ def run(ctx: StageContext) -> dict:
             scored = torch.zeros_like(batch.mask)
             for row, sample in enumerate(samples):
                 length = len(sample.completion.tokens)
-                scored[row, :length] = torch.tensor(
-                    place_rewards(
-                        sample.score,
-                        length,
-                        sample.completion.finished,
-                        mode=settings.reward_mode,
-                        missing_eos_penalty=settings.missing_eos_penalty,
-                    )
-                )
-            batch.rewards = scored - settings.kl_coef * masked(k1(batch.old_logprobs, batch.ref_logprobs), batch.mask)
+                scored[row, :length] = torch.tensor(_rewards(sample, settings))
+            batch.rewards = scored - kl_coef * masked(k1(batch.old_logprobs, batch.ref_logprobs), batch.mask)
             batch.advantages, batch.returns = gae(batch.rewards, batch.values, batch.mask, gamma=settings.gamma, lam=settings.lam)
+            batch.weights = mismatch_weights(
+                batch.old_logprobs, batch.rollout_logprobs, batch.mask, how=settings.correction, cap=settings.correction_cap
+            )
             if settings.whiten_advantages:
                 batch.advantages = whiten(batch.advantages, batch.mask, dist.all_reduce_sum)
 
@@ -176,9 +157,16 @@ def run(ctx: StageContext) -> dict:
             generator.sync_weights((name.removeprefix("model."), value) for name, value in policy.full_parameters())
 
             # 5. Log, show, save.
-            metrics = _metrics(batch, samples, entropy, settings) | updates | times
+            metrics = rollout_metrics(batch, samples, entropy) | updates | times | {"ppo/kl_coef": kl_coef}
+            if settings.kl_target is not None:
+                answers_seen = settings.prompts_per_iteration * settings.samples_per_prompt
+                kl_coef = adapted_kl_coef(
+                    kl_coef, metrics["ppo/kl"], target=settings.kl_target, horizon=settings.kl_horizon, rows=answers_seen
+                )
             if fresh is not None:
                 metrics["rollout/pass_rate"] = fresh.record(iteration, samples)
+            for name, message in alarms.raised(iteration + 1, metrics).items():
+                ctx.tracker.alert(name, message)
             seconds = sum(times.values())
             metrics["perf/tokens_per_second"] = metrics["rollout/tokens"] / seconds
             metrics["perf/samples_per_second"] = settings.prompts_per_iteration * settings.samples_per_prompt / seconds
@@ -186,7 +174,7 @@ def run(ctx: StageContext) -> dict:
             advance(1, reward=metrics["reward/total"], kl=metrics["ppo/kl"], length=metrics["rollout/length"])
             last = samples
             if (iteration + 1) % CHECKPOINT_EVERY == 0 and iteration + 1 < settings.iterations:
-                _checkpoint(ctx, policy, critic, average, iteration + 1)
+                _checkpoint(ctx, policy, critic, average, alarms, iteration + 1, kl_coef)
 
     if dist.is_main():
         write_jsonl(ctx.folder / "rollouts.jsonl", [_as_rollout(sample, settings.iterations) for sample in last[:KEPT_ROLLOUTS]])
@@ -201,6 +189,7 @@ def run(ctx: StageContext) -> dict:
     return {
         "iterations": settings.iterations,
         "samples": settings.iterations * settings.prompts_per_iteration * settings.samples_per_prompt,
+        "alarms": alarms.since,
         **(fresh.account() if fresh is not None else {}),
     }
 
@@ -214,6 +203,21 @@ def _critic_folder(ctx: StageContext, tokenizer: Tokenizer) -> Path:
             f"stages.{ctx.name}.critic_init: prm: {folder} has another tokenizer than the policy", fix="use critic_init: policy"
         )
     return folder
+
+
+def _rewards(sample: Sample, settings: PpoStage) -> list[float]:
+    """A token of the answer each: the score where it belongs; on the last token what the outcome adds and the length costs."""
+    finished, length = sample.completion.finished, len(sample.completion.tokens)
+    rewards = place_rewards(sample.score, length, mode=settings.reward_mode, clip_from=settings.clip_from)
+    rewards[-1] += settings.outcome_weight * is_exact(sample) - length_penalty(
+        length,
+        finished,
+        max_tokens=settings.max_tokens,
+        soft_tokens=settings.soft_tokens,
+        soft_penalty=settings.soft_penalty,
+        cut_off=settings.missing_eos_penalty,
+    )
+    return rewards
 
 
 def update(
@@ -237,6 +241,8 @@ def update(
     sums, steps, stopped, skipped = Sums(), 0, False, 0
     norms: dict[str, list[float]] = {"policy": [], "value": []}
     learning_rate = 0.0
+    for engine in (policy, critic):
+        engine.module.train(settings.gradient_checkpointing)  # it works in train mode alone; no layer of theirs drops anything out
     for epoch in range(settings.epochs):
         shuffle = torch.Generator().manual_seed(seed_of((seed, iteration, epoch)))
         for chunk in torch.randperm(settings.prompts_per_iteration, generator=shuffle).tensor_split(settings.minibatches):
@@ -244,30 +250,37 @@ def update(
             mine = [here[row] for row in rows if row in here]
             micro = list(by_length(batch, mine, settings.micro_batch_size, shared=settings.share_prompts))
             # Collectives inside a backward need equal counts on all ranks: the short ones add empty micro-batches.
-            count = int(dist.all_reduce_max(torch.tensor(len(micro))))
-            micro += [[] for _ in range(count - len(micro))]
+            pieces = int(dist.all_reduce_max(torch.tensor(len(micro))))
+            micro += [[] for _ in range(pieces - len(micro))]
             tokens = dist.all_reduce_sum(batch.mask[mine].sum().double()).item()
+            count = token_shares(batch.mask[mine], settings.loss_mean, settings.max_tokens)[1]
+            divisor = dist.all_reduce_sum(count.double()).item()
             step = Sums()
             for number, index in enumerate(micro):
                 part = batch.select(index or [0])
                 mask = (part.mask if index else torch.zeros_like(part.mask)).to(device)
                 layout = columns(part, pad, device, shared=settings.share_prompts)
-                width, final = part.mask.shape[1], number == count - 1
+                width, final = part.mask.shape[1], number == pieces - 1
                 values = critic.forward(layout, width)
                 v_loss, v_sums = value_loss(values, part.values.to(device), part.returns.to(device), mask, clip=settings.value_clip)
                 critic.backward(v_loss / tokens, last=final)
                 step.add(value_loss=v_loss, value_clipped=v_sums["clip_fraction"])
                 if train_policy:
-                    logprobs, _ = policy.forward(layout, width, settings.temperature)
+                    wanted = settings.entropy_coef > 0
+                    logprobs, entropy = policy.forward(layout, width, settings.temperature, entropy_gradient=wanted)
+                    shares, _ = token_shares(mask, settings.loss_mean, settings.max_tokens)
                     loss, p_sums = policy_loss(
                         logprobs,
                         part.old_logprobs.to(device),
                         part.advantages.to(device),
                         mask,
                         clip_range=settings.clip_range,
+                        clip_range_high=settings.clip_range_high,
                         dual_clip=settings.dual_clip,
+                        weights=shares * part.weights.to(device),
                     )
-                    policy.backward(loss / tokens, last=final)
+                    bonus = settings.entropy_coef * masked(entropy * shares, mask).sum() if wanted else 0.0
+                    policy.backward((loss - bonus) / divisor, last=final)
                     step.add(policy_loss=loss, **p_sums)
             reduced = step.reduced()
             if train_policy and settings.target_kl is not None and reduced["approx_kl"] / tokens > 1.5 * settings.target_kl:
@@ -286,9 +299,15 @@ def update(
                 skipped += result.skipped
             learning_rate = result.lr
             steps += 1
-            sums.add(tokens=tokens / dist.world(), **{name: value / dist.world() for name, value in reduced.items()})
+            sums.add(
+                tokens=tokens / dist.world(),
+                divisor=divisor / dist.world(),
+                **{name: value / dist.world() for name, value in reduced.items()},
+            )
         if stopped:
             break
+    for engine in (policy, critic):
+        engine.module.eval()
     totals = sums.reduced()
     tokens = max(totals.get("tokens", 0.0), 1.0)
     metrics = {
@@ -302,7 +321,7 @@ def update(
     }
     if train_policy:
         metrics |= {
-            "ppo/loss": totals.get("policy_loss", 0.0) / tokens,
+            "ppo/loss": totals.get("policy_loss", 0.0) / max(totals.get("divisor", 0.0), 1.0),
             "ppo/clip_fraction": totals.get("clip_fraction", 0.0) / tokens,
             "ppo/approx_kl": totals.get("approx_kl", 0.0) / tokens,
             "ppo/ratio": totals.get("ratio", 0.0) / tokens,
@@ -331,68 +350,9 @@ def _fill(
     return entropy
 
 
-def _metrics(batch: RolloutBatch, samples: Sequence[Sample], entropy: torch.Tensor, settings: PpoStage) -> dict[str, float]:
-    """What was sampled, over all ranks."""
-    mask = batch.mask
-    gap = masked(batch.old_logprobs - batch.rollout_logprobs, mask).abs()
-    error = masked(batch.returns - batch.values, mask)
-    returns = masked(batch.returns, mask)
-    sums = Sums()
-    sums.add(
-        rows=len(samples),
-        tokens=mask.sum(),
-        total=sum(sample.score.total for sample in samples),
-        instruction=sum(sample.score.instruction for sample in samples),
-        answer=sum(sample.score.answer for sample in samples),
-        finished=sum(sample.completion.finished for sample in samples),
-        no_answer=sum(sample.score.zeroed == "no_answer" for sample in samples),
-        steps=sum(len(sample.score.steps) for sample in samples),
-        repeated=sum(sample.score.repeated_steps for sample in samples),
-        after=sum(sample.score.steps_after_answer for sample in samples),
-        kl=masked(k1(batch.old_logprobs, batch.ref_logprobs), mask).sum(),
-        k3=masked(k3(batch.old_logprobs, batch.ref_logprobs), mask).sum(),
-        entropy=masked(entropy, mask).sum(),
-        gap=gap.sum(),
-        value=masked(batch.values, mask).sum(),
-        returns=returns.sum(),
-        returns2=returns.square().sum(),
-        error=error.sum(),
-        error2=error.square().sum(),
-        known=sum(sample.prompt.gold is not None for sample in samples),
-        exact=sum(_is_exact(sample) for sample in samples),
-    )
-    total = sums.reduced()
-    rows, tokens = max(total["rows"], 1.0), max(total["tokens"], 1.0)
-    moments = torch.tensor([total[name] for name in ("tokens", "returns", "returns2", "error", "error2")])
-    return {
-        "reward/total": total["total"] / rows,
-        "reward/instruction": total["instruction"] / rows,
-        "reward/answer": total["answer"] / rows,
-        "rollout/length": tokens / rows,
-        "rollout/tokens": tokens,
-        "rollout/finished": total["finished"] / rows,
-        "rollout/no_answer": total["no_answer"] / rows,
-        "rollout/steps": total["steps"] / rows,
-        "rollout/repeated_steps": total["repeated"] / rows,
-        "rollout/steps_after_answer": total["after"] / rows,
-        "rollout/logprob_gap": total["gap"] / tokens,
-        "ppo/kl": total["kl"] / rows,
-        "ppo/kl_per_token": total["kl"] / tokens,
-        "ppo/k3_per_token": total["k3"] / tokens,
-        "ppo/entropy": total["entropy"] / tokens,
-        "value/mean": total["value"] / tokens,
-        "value/explained_variance": explained_variance(moments),
-        "monitor/exact_match": total["exact"] / total["known"] if total["known"] else math.nan,
-    }
-
-
-def _is_exact(sample: Sample) -> bool:
-    """Right by the gold answer: a curve for the eye, to be held against the reward. Nothing learns from it."""
-    gold, answer = sample.prompt.gold, sample.score.extracted
-    return gold is not None and answer is not None and same_answer(answer, gold, sample.prompt.problem.question)
-
-
-def _checkpoint(ctx: StageContext, policy: Engine, critic: Engine, average: Average | None, iteration: int) -> None:
+def _checkpoint(
+    ctx: StageContext, policy: Engine, critic: Engine, average: Average | None, alarms: Alarms, iteration: int, kl_coef: float
+) -> None:
     """Write aside, then rename: a checkpoint is whole or absent."""
     folder, partial = ctx.folder / "checkpoint", ctx.folder / "checkpoint.partial"
     if dist.is_main():
@@ -405,22 +365,26 @@ def _checkpoint(ctx: StageContext, policy: Engine, critic: Engine, average: Aver
     if dist.is_main():
         if average is not None:
             save_file(average.weights, partial / "average.safetensors")
-        (partial / "state.json").write_text(json.dumps({"iteration": iteration, "world": dist.world()}))
+        (partial / "state.json").write_text(
+            json.dumps({"iteration": iteration, "kl_coef": kl_coef, "alarms": alarms.state(), "world": dist.world()})
+        )
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     dist.barrier()
 
 
-def _resume(ctx: StageContext, policy: Engine, critic: Engine, average: Average | None) -> int:
-    """The iteration to go on from. All noise is keyed by iteration, so weights and optimisers are the whole state."""
+def _resume(ctx: StageContext, policy: Engine, critic: Engine, average: Average | None, alarms: Alarms) -> tuple[int, float]:
+    """The iteration to go on from and its KL coefficient. All noise is keyed by iteration, so with weights and optimisers that is all."""
     folder: Path = ctx.folder / "checkpoint"
     if not (folder / "state.json").is_file():
-        return 0
+        return 0, ctx.settings.kl_coef
     policy.load(folder / "policy")
     critic.load(folder / "critic")
     if average is not None:
         average.weights = load_file(folder / "average.safetensors", device=str(policy.device))
-    return int(json.loads((folder / "state.json").read_text())["iteration"])
+    state = json.loads((folder / "state.json").read_text())
+    alarms.load(state["alarms"])
+    return int(state["iteration"]), float(state["kl_coef"])
 
 
 def _as_rollout(sample: Sample, iteration: int) -> Rollout:

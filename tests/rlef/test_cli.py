@@ -138,6 +138,8 @@ def test_answers_that_nobody_knows_cannot_be_used(write, tmp_path, capsys):
     assert main(["check", file]) == 0
     assert main(["check", file, "teacher.kind=hf", "teacher.model=a/b"]) == 2
     assert "stages.ppo.use_answers" in capsys.readouterr().err
+    assert main(["check", file, "teacher.kind=hf", "teacher.model=a/b", "ppo.use_answers=false", "ppo.outcome_weight=0.5"]) == 2
+    assert "stages.ppo.outcome_weight" in capsys.readouterr().err
 
 
 def test_an_unfinished_stage_is_shown_as_such(write, tmp_path, capsys):

@@ -44,7 +44,7 @@ def placed(rows, scores, mode):
         zeroed = "no_answer" if row[-1] == 0 else None
         answer = 0.0 if zeroed else min(steps)
         score = Score("", ("s",) * LENGTH, steps, tuple(range(LENGTH)), 0.6, answer, zeroed, "1", 0, 0)
-        out.append(place_rewards(score, LENGTH, True, mode=mode, missing_eos_penalty=0.0))
+        out.append(place_rewards(score, LENGTH, mode=mode))
     return torch.tensor(out, dtype=torch.float64)
 
 

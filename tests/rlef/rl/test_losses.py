@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rlef.rl.losses import explained_variance, policy_loss, value_loss
+from rlef.rl.losses import adapted_kl_coef, explained_variance, mismatch_weights, policy_loss, token_shares, value_loss
 
 ONE = torch.ones(1, 1)
 
@@ -45,6 +45,62 @@ def test_12_dual_clip_caps_the_loss_at_c_times_the_advantage():
     loss, _ = policy_loss(logp, torch.zeros(1, 1), torch.tensor([[-2.0]]), ONE, dual_clip=None)
     assert loss.item() == pytest.approx(100.0)
     assert gradient(3.5, -2.0, dual_clip=None) == pytest.approx(7.0) and gradient(1.15, 1.0, clip_range=0.1) == 0
+
+
+def test_12_the_upper_clip_range_may_be_wider():
+    assert gradient(1.25, 1.0) == 0 and gradient(1.25, 1.0, clip_range_high=0.28) == pytest.approx(-1.25)
+    assert gradient(1.3, 1.0, clip_range_high=0.28) == 0 and gradient(0.75, -1.0, clip_range_high=0.28) == 0
+
+
+def test_weights_multiply_after_clipping():
+    assert gradient(3.5, -2.0, dual_clip=None, weights=torch.tensor([[0.5]])) == pytest.approx(3.5)
+    assert gradient(1.3, 1.0, weights=torch.tensor([[7.0]])) == 0  # clipped is clipped
+
+
+def test_shares_of_the_three_means():
+    mask = torch.tensor([[1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    losses = torch.tensor([[1.0, 2.0, 3.0, math.nan], [5.0, math.nan, 0.0, 0.0], [9.0] * 4])
+    found = {}
+    for how in ("token", "sequence", "constant"):
+        shares, count = token_shares(mask, how, 8)
+        found[how] = (torch.where(mask > 0, losses * shares, 0.0).sum() / count).item()
+    assert found == pytest.approx({"token": 11 / 4, "sequence": (2 + 5) / 2, "constant": (6 / 8 + 5 / 8) / 2})
+
+
+def test_27_mismatch_weights():
+    old, rollout = torch.log(torch.tensor([[0.5, 0.9], [0.2, 0.3]])), torch.log(torch.tensor([[0.5, 0.3], [0.4, 0.1]]))
+    mask = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    assert mismatch_weights(old, old, mask, how="token", cap=2.0).tolist() == [[1, 1], [1, 1]]
+    assert mismatch_weights(old, rollout, mask, how="token", cap=2.0).tolist() == [[1, 2], [pytest.approx(0.5), 1]]
+    assert mismatch_weights(old, rollout, mask, how="token", cap=9.0)[0, 1].item() == pytest.approx(3)
+    # Means of log w: log(3) / 2 = 0.55 and -log(2): only the second leaves the band of 1.8, both stay within 2.1.
+    assert mismatch_weights(old, rollout, mask, how="sequence", cap=1.8).tolist() == [[1, 1], [0, 0]]
+    assert mismatch_weights(old, rollout, mask, how="sequence", cap=2.1).tolist() == [[1, 1], [1, 1]]
+    assert mismatch_weights(old, rollout, mask, how="none", cap=2.0).tolist() == [[1, 1], [1, 1]]
+    rollout[0, 0] = math.nan
+    assert mismatch_weights(old, rollout, mask, how="token", cap=2.0)[0].tolist() == [1, 2]
+
+
+def test_27_token_weights_recover_the_gradient_of_the_policy_from_samples_of_another():
+    """Enumerated over one token: E_sampler[w A grad log pi] = E_pi[A grad log pi]; without w it is another vector."""
+    theta = torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    sampler = torch.log_softmax(torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), -1)
+    advantages, mask = torch.arange(5, dtype=torch.float64)[:, None], torch.ones(5, 1, dtype=torch.float64)
+    logp = torch.log_softmax(theta, -1)[:, None]
+    (true,) = torch.autograd.grad((logp.detach().exp() * advantages * logp).sum(), theta, retain_graph=True)
+
+    def found(how):
+        weights = mismatch_weights(logp.detach(), sampler[:, None], mask, how=how, cap=1e6) * sampler.exp()[:, None]
+        return torch.autograd.grad(-policy_loss(logp, logp.detach(), advantages, mask, weights=weights)[0], theta, retain_graph=True)[0]
+
+    assert (found("token") - true).abs().max() < 1e-12 and (found("none") - true).abs().max() > 1e-2
+
+
+def test_31_the_kl_coefficient_moves_towards_its_target_from_both_sides():
+    move = {"target": 6.0, "horizon": 1000, "rows": 100}
+    assert adapted_kl_coef(0.1, 6.6, **move) == pytest.approx(0.1 * 1.01) and adapted_kl_coef(0.1, 5.4, **move) == pytest.approx(0.099)
+    assert adapted_kl_coef(0.1, 60.0, **move) == pytest.approx(0.102) and adapted_kl_coef(0.1, -3.0, **move) == pytest.approx(0.098)
+    assert adapted_kl_coef(0.1, math.nan, **move) == adapted_kl_coef(0.1, 6.0, **move) == 0.1
 
 
 def test_hand_computed_sum_and_log():

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from reward_models.process import StepScores
 from rlef.config import ModelSection, RandomInit
 from rlef.records import Problem, problem_id
-from rlef.rl.reward import RewardFunction, Score, place_rewards
+from rlef.rl.reward import STEP_REWARDS, RewardFunction, Score, length_penalty, place_rewards
 from rlef.rollout.base import Completion
 
 MODEL = ModelSection(random=RandomInit())
+ETA = 0.9
 
 
 def score(steps, *, instruction=0.6, zeroed=None, slots=None):
@@ -22,7 +23,10 @@ def score(steps, *, instruction=0.6, zeroed=None, slots=None):
 
 
 def place(one, length, mode, finished=True, penalty=0.0):
-    return place_rewards(one, length, finished, mode=mode, missing_eos_penalty=penalty)
+    """With the penalty for an answer that was cut off."""
+    rewards = place_rewards(one, length, mode=mode, clip_from=ETA)
+    rewards[-1] -= length_penalty(length, finished, max_tokens=length, soft_tokens=0, soft_penalty=0.5, cut_off=penalty)
+    return rewards
 
 
 def test_17_totals():
@@ -45,18 +49,66 @@ def test_17_totals_of_any_steps(steps, instruction, data):
     assert all(value <= 0 for value in shaped) and all(shaped[place] == 0 for place in range(8) if place not in slots)
 
 
+@pytest.mark.parametrize(
+    "mode,rewards",
+    [
+        ("step_sum", [0.9, 0.4, 0.7]),
+        ("step_clip", [0.0, -0.5, -0.2]),
+        ("step_delta", [0.5, 0.4, 0.0]),
+        ("running_min_delta", [-0.1, -0.5, 0.0]),
+    ],
+)
+def test_17_step_rewards_by_hand(mode, rewards):
+    one = score([0.9, 0.4, 0.7])
+    placed = place(one, 7, mode)
+    assert [placed[slot] for slot in one.slots] == pytest.approx([0.6 * reward for reward in rewards])
+    assert sum(placed) == pytest.approx(0.6 * sum(rewards))
+    assert STEP_REWARDS[mode]([], ETA) == []
+
+
+def test_17_delta_still_has_a_steps_score_to_come_and_a_single_step_has_none():
+    paid = STEP_REWARDS["step_delta"]([0.9, 0.4, 0.7, 0.2], ETA)
+    to_come = [sum(paid[place:]) for place in range(4)]
+    assert to_come == pytest.approx([0.9, 0.4, 0.7, 0.0]) and STEP_REWARDS["step_delta"]([0.8], ETA) == [0.0]
+    assert STEP_REWARDS["step_delta"]([0.8, 0.3], ETA) == [0.8, 0.0]
+
+
+def test_17_soft_min_is_near_the_least_and_falls_on_it():
+    paid = STEP_REWARDS["soft_min"]([0.9, 0.2, 0.7], ETA)
+    assert sum(paid) == pytest.approx(-0.59995, abs=1e-4) and paid[1] == pytest.approx(-0.6, abs=1e-3)
+    parts = [2.718281828459045 ** (-value / 0.1) for value in (0.8, -0.6, 0.4)]
+    assert paid[2] == pytest.approx(0.4 * parts[2] / sum(parts), rel=1e-6)
+
+
 def test_17_two_steps_that_end_in_one_token_add_up():
     one = score([0.9, 0.4], slots=(2, 2))
     assert place(one, 3, "running_min_delta") == pytest.approx([0, 0, -0.36])
 
 
-@pytest.mark.parametrize("mode", ["min_terminal", "running_min_delta"])
-@pytest.mark.parametrize("where", [0, 1, 2, 3])
+@pytest.mark.parametrize("mode", ["min_terminal", "running_min_delta", "step_clip", "step_delta"])
+@pytest.mark.parametrize("where", [1, 2, 3])
 def test_18_copies_of_a_good_step_cannot_raise_the_total(mode, where):
-    """Inserted, put first or appended: a sum over steps would grow by each copy."""
+    """Inserted or appended: a sum over steps grows by each copy."""
     base = [0.9, 0.4, 0.7]
     padded = [*base[:where], *[0.99] * 20, *base[where:]]
-    assert sum(place(score(padded), 60, mode)) == pytest.approx(sum(place(score(base), 60, mode)))
+    before, after = sum(place(score(base), 60, mode)), sum(place(score(padded), 60, mode))
+    assert after == pytest.approx(before)
+    assert sum(place(score(padded), 60, "step_sum")) == pytest.approx(sum(place(score(base), 60, "step_sum")) + 0.6 * 20 * 0.99)
+
+
+@pytest.mark.parametrize("mode,nothing", [("step_sum", 0.0), ("step_clip", -1.0), ("step_delta", 0.0), ("soft_min", -1.0)])
+def test_16_what_is_zeroed_is_worth_as_little_as_the_mode_gives(mode, nothing):
+    """So that no answer at all is never the best one."""
+    assert sum(place(score([0.9, 0.4], zeroed="no_answer"), 8, mode)) == pytest.approx(0.6 * nothing)
+    assert sum(place(score([], zeroed="no_answer", slots=()), 8, mode)) == pytest.approx(0.6 * nothing)
+    assert sum(place(score([0.9, 0.8]), 8, mode)) > 0.6 * nothing
+
+
+def test_16_the_soft_penalty_grows_over_the_last_allowed_tokens():
+    ramp = {"max_tokens": 100, "soft_tokens": 20, "soft_penalty": 0.5, "cut_off": 0.1}
+    lost = [length_penalty(length, True, **ramp) for length in (1, 80, 90, 100)]
+    assert lost == pytest.approx([0.0, 0.0, 0.25, 0.5]) and length_penalty(100, False, **ramp) == pytest.approx(0.6)
+    assert length_penalty(100, False, **(ramp | {"soft_tokens": 0})) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("mode,total", [("min_terminal", 0.0), ("running_min_delta", -0.6)])

@@ -222,6 +222,53 @@ def test_8_gradient_is_invariant_to_1e_10(tiny_folder, tiny):
     assert max(distances[2:]) < 1e-5 * gradients[0].abs().max()  # attention with a mask has fp32 inside
 
 
+@pytest.mark.parametrize("how", ["token", "sequence", "constant"])
+def test_8_each_mean_is_over_the_whole_step_whatever_the_micro_batches(tiny_folder, tiny, how):
+    """The optimiser's gradient, entropy bonus included, against that of the mean written out row by row."""
+    _, tokenizer = tiny
+    found = []
+    for size in (8, 1):
+        config = settings(minibatches=1, micro_batch_size=size, loss_mean=how, entropy_coef=0.3, max_tokens=12)
+        policy, critic, batch = prepared(tiny_folder, tokenizer, config)
+        seen = optimizer_gradients(policy)
+        update(policy, critic, batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+        found.append(seen[0])
+    assert (found[0] - found[1]).abs().max() < 1e-5 * found[0].abs().max()
+
+    policy, _, batch = prepared(tiny_folder, tokenizer, config)
+    layout = columns(batch, tokenizer.pad_token_id, CPU)
+    logprobs, entropy = policy.forward(layout, batch.mask.shape[1], entropy_gradient=True)
+    rows = []
+    for row, answer in enumerate(batch.answers):
+        tokens = slice(0, len(answer))
+        each = -batch.advantages[row, tokens] * (logprobs[row, tokens] - batch.old_logprobs[row, tokens]).exp() - 0.3 * entropy[row, tokens]
+        rows.append({"token": each.sum(), "sequence": each.mean(), "constant": each.sum() / 12}[how])
+    (sum(rows) / (batch.mask.sum() if how == "token" else 8)).backward()
+    true = torch.cat([p.grad.flatten() for p in policy.module.parameters()])
+    assert (found[0] - true).abs().max() < 1e-4 * true.abs().max()
+
+
+def test_8_gradient_checkpointing_changes_no_gradient_and_is_off_when_sampling(tiny_folder, tiny):
+    _, tokenizer = tiny
+    found, forwards = [], []
+    for wanted in (False, True):
+        config = settings(minibatches=1, gradient_checkpointing=wanted)
+        policy, critic, batch = prepared(tiny_folder, tokenizer, config)
+        seen = [optimizer_gradients(engine) for engine in (policy, critic)]
+        if wanted:
+            for engine in (policy, critic):
+                engine.module.model.activation_checkpointing_enable({"use_reentrant": False})
+            policy.module.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: forwards.append(torch.is_grad_enabled()))
+        update(policy, critic, batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+        found.append([gradients[0] for gradients in seen])
+    assert len(forwards) == 2 and all(forwards)  # once more in the backward
+    for plain, kept in zip(*found, strict=True):
+        assert (plain - kept).abs().max() <= 1e-6 * plain.abs().max()
+    again = rollouts(policy.module.model, tokenizer)  # with its cache: the same as without any checkpointing
+    torch.manual_seed(0)
+    assert len(again.answers) == 8 and not policy.module.model.training
+
+
 @pytest.mark.parametrize("epochs,minibatches", [(1, 1), (2, 3), (3, 4)])
 def test_9_optimizer_steps_are_epochs_times_minibatches(tiny_folder, tiny, epochs, minibatches):
     """R1, R2: on every batch, the last one included; uneven mini-batches too."""

@@ -25,6 +25,8 @@ def context(folder, inputs, **settings):
         "critic_warmup": 1,
         "minibatches": 2,
         "policy_lr": 1e-3,
+        "kl_target": 0.5,
+        "kl_horizon": 20,
     }
     stage = PpoStage(**(base | settings))
     config = Config.model_validate({"model": {"random": {}}, "stages": {"ppo": stage.model_dump()}})
@@ -56,6 +58,7 @@ def test_25_resume_is_bitwise(inputs, tmp_path, monkeypatch, average):
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         return [{key: value for key, value in row.items() if not key.startswith(("time", "perf"))} for row in lines]
 
+    assert len({row["ppo/kl_coef"] for row in rows("killed")}) > 2  # its state is in the checkpoint
     assert rows("straight") == rows("killed") and [row["step"] for row in rows("killed")] == [1, 2, 3, 4]
     assert not (tmp_path / "killed" / "checkpoint").exists()
 

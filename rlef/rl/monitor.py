@@ -1,0 +1,157 @@
+"""What an iteration sampled, in numbers over all ranks, and the alarms that tell when a policy games its reward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from rlef.answers import same_answer
+from rlef.engines import dist
+from rlef.rl.advantages import k1, k3, masked
+from rlef.rl.batch import RolloutBatch
+from rlef.rl.losses import explained_variance
+from rlef.rl.sampling import Sample
+
+
+@dataclass
+class Sums:
+    """Named sums over tokens, added up over ranks when read."""
+
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def add(self, **sums: torch.Tensor | float) -> None:
+        for name, value in sums.items():
+            self.values[name] = self.values.get(name, torch.zeros((), dtype=torch.float64)) + torch.as_tensor(value).detach().double().cpu()
+
+    def reduced(self) -> dict[str, float]:
+        names = sorted(self.values)
+        total = dist.all_reduce_sum(torch.stack([self.values[name] for name in names])) if names else torch.zeros(0)
+        return dict(zip(names, total.tolist(), strict=True))
+
+
+def rollout_metrics(batch: RolloutBatch, samples: Sequence[Sample], entropy: torch.Tensor) -> dict[str, float]:
+    """What was sampled, over all ranks. entropy: (B, T)."""
+    mask = batch.mask
+    gap = masked(batch.old_logprobs - batch.rollout_logprobs, mask).abs()
+    error = masked(batch.returns - batch.values, mask)
+    returns = masked(batch.returns, mask)
+    sums = Sums()
+    sums.add(
+        rows=len(samples),
+        tokens=mask.sum(),
+        total=sum(sample.score.total for sample in samples),
+        instruction=sum(sample.score.instruction for sample in samples),
+        answer=sum(sample.score.answer for sample in samples),
+        finished=sum(sample.completion.finished for sample in samples),
+        no_answer=sum(sample.score.zeroed == "no_answer" for sample in samples),
+        steps=sum(len(sample.score.steps) for sample in samples),
+        repeated=sum(sample.score.repeated_steps for sample in samples),
+        after=sum(sample.score.steps_after_answer for sample in samples),
+        kl=masked(k1(batch.old_logprobs, batch.ref_logprobs), mask).sum(),
+        k3=masked(k3(batch.old_logprobs, batch.ref_logprobs), mask).sum(),
+        entropy=masked(entropy, mask).sum(),
+        gap=gap.sum(),
+        weight=masked(batch.weights, mask).sum(),
+        corrected=masked((batch.weights != 1).to(mask.dtype), mask).sum(),
+        value=masked(batch.values, mask).sum(),
+        returns=returns.sum(),
+        returns2=returns.square().sum(),
+        error=error.sum(),
+        error2=error.square().sum(),
+        known=sum(sample.prompt.gold is not None for sample in samples),
+        exact=sum(is_exact(sample) for sample in samples),
+        known_answer=sum(sample.score.answer for sample in samples if sample.prompt.gold is not None),
+    )
+    total = sums.reduced()
+    rows, tokens = max(total["rows"], 1.0), max(total["tokens"], 1.0)
+    moments = torch.tensor([total[name] for name in ("tokens", "returns", "returns2", "error", "error2")])
+    return {
+        "reward/total": total["total"] / rows,
+        "reward/instruction": total["instruction"] / rows,
+        "reward/answer": total["answer"] / rows,
+        "rollout/length": tokens / rows,
+        "rollout/tokens": tokens,
+        "rollout/finished": total["finished"] / rows,
+        "rollout/no_answer": total["no_answer"] / rows,
+        "rollout/steps": total["steps"] / rows,
+        "rollout/repeated_steps": total["repeated"] / rows,
+        "rollout/steps_after_answer": total["after"] / rows,
+        "rollout/logprob_gap": total["gap"] / tokens,
+        "rollout/weight": total["weight"] / tokens,
+        "rollout/corrected": total["corrected"] / tokens,
+        "ppo/kl": total["kl"] / rows,
+        "ppo/kl_per_token": total["kl"] / tokens,
+        "ppo/k3_per_token": total["k3"] / tokens,
+        "ppo/entropy": total["entropy"] / tokens,
+        "value/mean": total["value"] / tokens,
+        "value/explained_variance": explained_variance(moments),
+        "monitor/exact_match": total["exact"] / total["known"] if total["known"] else math.nan,
+        "monitor/reward_gap": (total["known_answer"] - total["exact"]) / total["known"] if total["known"] else math.nan,
+    }
+
+
+def is_exact(sample: Sample) -> bool:
+    """Right by the gold answer: a curve for the eye, to be held against the reward. Nothing learns from it."""
+    gold, answer = sample.prompt.gold, sample.score.extracted
+    return gold is not None and answer is not None and same_answer(answer, gold, sample.prompt.problem.question)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a metric is alarming: by its value at the first iteration and its value now."""
+
+    metric: str
+    alarming: Callable[[float, float], bool]
+    meaning: str
+
+
+RULES = {
+    "length": Rule(
+        "rollout/length", lambda first, now: not 0.5 * first <= now <= 2 * first, "answers are twice or half as long as at the start"
+    ),
+    "step_count": Rule(
+        "rollout/steps",
+        lambda first, now: not 0.5 * first <= now <= 2 * first or (now > 32 >= first),
+        "answers have twice or half as many steps as at the start, or more than 32: is it steps that are paid?",
+    ),
+    "repeated_steps": Rule("rollout/repeated_steps", lambda first, now: now > first + 0.5, "steps are written twice"),
+    "steps_after_answer": Rule("rollout/steps_after_answer", lambda first, now: now > first + 0.5, "steps follow the final answer"),
+    "unfinished": Rule("rollout/finished", lambda first, now: now < 0.5 * first, "half as many answers end before max_tokens"),
+    "no_answer": Rule("rollout/no_answer", lambda first, now: now > first + 0.25, "answers have no final answer"),
+    "reward_gap": Rule(
+        "monitor/reward_gap",
+        lambda first, now: now > first + 0.15,
+        "r_A has risen by 0.15 more than the share of right answers: the policy learns the reward model's mistakes",
+    ),
+    "kl": Rule("ppo/kl_per_token", lambda _, now: not -0.02 <= now <= 0.5, "far from the reference, or under it, which no sampling gives"),
+    "sampler": Rule("rollout/logprob_gap", lambda _, now: now > 0.1, "the sampler is not the policy that is trained; see correction"),
+    "not_finite": Rule("optim/skipped_steps", lambda _, now: now > 0, "gradients were not finite and steps were skipped"),
+}
+
+
+class Alarms:
+    """Watches an iteration's metrics against those of the first; each alarm is raised once, and `since` keeps the iteration."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, float] = {}
+        self.since: dict[str, int] = {}
+
+    def raised(self, iteration: int, metrics: Mapping[str, float]) -> dict[str, str]:
+        """New alarms: name -> what to tell. Metrics that are not known (nan) raise none."""
+        new = {}
+        for name, rule in RULES.items():
+            now = metrics.get(rule.metric, math.nan)
+            first = self.first.setdefault(rule.metric, now) if math.isfinite(now) else math.nan
+            if name not in self.since and math.isfinite(now) and rule.alarming(first, now):
+                self.since[name] = iteration
+                new[name] = f"iteration {iteration}: {rule.meaning} ({rule.metric} {first:.3g} -> {now:.3g})"
+        return new
+
+    def state(self) -> dict[str, dict]:
+        return {"first": self.first, "since": self.since}
+
+    def load(self, state: Mapping[str, dict]) -> None:
+        self.first, self.since = dict(state["first"]), dict(state["since"])
