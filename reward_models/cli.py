@@ -60,7 +60,13 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--input", required=True, help='JSONL: irm {"text"}; prm {"question", "steps"} or {"question", "text"}')
     score.add_argument("--output", required=True)
     score.add_argument("--delimiter", default="\n", help="what ends a step in `text`")
+    score.add_argument("--answer-marker", help="steps of `text` after the first with this are not scored, as in RL (default: all are)")
     score.add_argument("--form", choices=FORMS, help=TOLD)
+    score.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    score.add_argument("--batch-size", type=_above_zero(int), default=64, help="rows of a forward")
+    score.add_argument(
+        "--part-rows", type=_above_zero(int), default=512, help="lines scored at once by a rank: what a kill loses, what memory holds"
+    )
     evaluate = commands.add_parser("evaluate", help="measure on the held-out rows of a label file, or on all rows of a benchmark")
     evaluate.add_argument("kind", choices=["irm", "prm", "orm"])
     evaluate.add_argument("--model", required=True)
@@ -121,7 +127,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     from reward_models.metrics import finite
 
-    print(json.dumps(finite(result)))
+    if result:  # only the first rank has something to tell
+        print(json.dumps(finite(result)))
     told = failure(options.kind, dict(options.require), result) if options.command == "evaluate" else None
     if told is not None:
         print(f"error: {options.model}: {told}\n  fix: train a better one, or lower --require", file=sys.stderr)
@@ -167,24 +174,18 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 def _score(options: argparse.Namespace) -> dict[str, Any]:
     if Path(options.output).is_dir() or not Path(options.output).absolute().parent.is_dir():
         raise UserError(f"--output {options.output}: no file can be written there", fix="give a file in a folder that exists")
-    if not options.delimiter:
-        raise UserError("--delimiter: empty", fix="give the text that ends a step")
-    rows = _rows(options.input, ("text",) if options.kind == "irm" else ("question",))
+    for name in ("delimiter", "answer_marker"):
+        if getattr(options, name) == "":
+            raise UserError(f"--{name.replace('_', '-')}: empty", fix="give a text, or leave it out")
     from reward_models.instruction import InstructionRewardModel
-    from reward_models.process import aggregate
-    from reward_models.steps import split_steps
+    from reward_models.scoring import ScoreOptions, score_file
 
-    if options.kind == "irm":
-        for row, value in zip(rows, InstructionRewardModel.load(options.model).score([row["text"] for row in rows]), strict=True):
-            row["score"] = value
-    else:
-        steps = [row["steps"] if "steps" in row else [step.text for step in split_steps(row["text"], options.delimiter)] for row in rows]
-        for row, result in zip(rows, _load(options).score([row["question"] for row in rows], steps), strict=True):
-            row |= {"step_scores": list(result.scores), "score": aggregate(result.scores), "truncated": result.truncated}
-    partial = Path(options.output + ".partial")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(options.output)
-    return {"rows": len(rows), "output": options.output}
+    def load(device: str) -> InstructionRewardModel | ProcessRewardModel:
+        return InstructionRewardModel.load(options.model, device) if options.kind == "irm" else _load(options, device)
+
+    names = ("kind", "model", "delimiter", "answer_marker", "part_rows", "batch_size", "device")
+    files = {"input": Path(options.input), "output": Path(options.output)}
+    return score_file(ScoreOptions(**files, **{name: getattr(options, name) for name in names}), load)
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
@@ -275,10 +276,10 @@ def _convert(options: argparse.Namespace) -> dict[str, Any]:
     return {"form": model.form.form, "output": options.out}
 
 
-def _load(options: argparse.Namespace) -> ProcessRewardModel:
+def _load(options: argparse.Namespace, device: str = "cpu") -> ProcessRewardModel:
     from reward_models.process import ProcessRewardModel
 
-    model = ProcessRewardModel.load(options.model, form=options.form)
+    model = ProcessRewardModel.load(options.model, device, form=options.form)
     if options.command != "convert" and options.kind == "orm" and not model.settings.outcome:
         raise UserError(f"{options.model}: a process reward model", fix="say prm, or give an outcome reward model")
     return model
@@ -297,29 +298,3 @@ def _serve(options: argparse.Namespace) -> dict[str, Any]:
     batch = BatchLimits(options.batch_size, options.batch_tokens, options.wait_ms / 1000, options.queue)
     serve(ServeOptions(**{name: getattr(options, name) for name in names}, batch=batch, max_body_bytes=options.max_body))
     return {"stopped": True}
-
-
-def _is_answer(row: dict[str, Any]) -> bool:
-    if "steps" not in row:
-        return isinstance(row.get("text"), str)
-    return isinstance(row["steps"], list) and all(isinstance(step, str) for step in row["steps"])
-
-
-def _rows(path: str, needed: tuple[str, ...]) -> list[dict[str, Any]]:
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file", fix="check --input")
-    rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1):  # as read_records does
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: {error}", fix="mend or remove that line") from None
-            if not isinstance(row, dict) or any(not isinstance(row.get(key), str) for key in needed):
-                raise UserError(f"{path}, line {number}: needs {', '.join(needed)} as text", fix="mend or remove that line")
-            if "question" in needed and not _is_answer(row):
-                raise UserError(f"{path}, line {number}: needs steps as a list of texts, or text", fix="mend or remove that line")
-            rows.append(row)
-    if not rows:
-        raise UserError(f"{path}: no row", fix="give at least one row")
-    return rows

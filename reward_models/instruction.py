@@ -7,6 +7,7 @@ references is free of it; a is fitted on held-out pairs. Both are stored beside 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,6 +74,10 @@ class InstructionRewardModel:
     def score(self, instructions: Sequence[str], batch_size: int = 64) -> list[float]:
         """r_I of each instruction."""
         return self.calibration.win_rate(self.raw_scores(instructions, batch_size)) if len(instructions) else []
+
+    def truncates(self, instruction: str) -> bool:
+        """Whether it is longer than the model may read: its end has no say in its score."""
+        return len(instruction_ids(self.tokenizer, instruction, sys.maxsize)) > self.calibration.max_length
 
     def raw_scores(self, instructions: Sequence[str], batch_size: int = 64) -> list[float]:
         """Scores up to a shift, one an instruction: the logits of the plain sequence classifier."""

@@ -36,6 +36,12 @@ def split_steps(text: str, delimiter: str = "\n") -> list[Step]:
     return steps
 
 
+def until_answer(steps: Sequence[Step], marker: str) -> list[Step]:
+    """Steps up to and including the first that holds `marker`, all where none does: what follows the final answer is not scored."""
+    last = next((place for place, step in enumerate(steps) if marker in step.text), len(steps) - 1)
+    return list(steps[: last + 1])
+
+
 def step_end_tokens(token_ends: Sequence[int], steps: Sequence[Step]) -> list[int]:
     """For each step the first token whose bytes reach the step's end; never decreasing. A token that merges a delimiter with what
     follows still belongs to the earlier step. Two steps may end in one token. Needs at least one token where there is a step."""

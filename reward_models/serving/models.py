@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,16 +57,22 @@ class Solutions:
 
 def load(irm: str | None, prm: str | None, device: str) -> dict[str, Instructions | Solutions]:
     """By kind, those that are given. Raises UserError where a folder holds no such model."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: torch finds no GPU", fix="use --device cpu, or install a CUDA build of torch")
+    device = pick_device(device)
     models: dict[str, Instructions | Solutions] = {}
     if irm is not None:
         models["irm"] = Instructions(irm, device)
     if prm is not None:
         models["prm"] = Solutions(prm, device)
     return models
+
+
+def pick_device(name: str) -> str:
+    """`auto` is this rank's GPU, where there is one. Raises UserError where a GPU is named and there is none."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch finds no GPU", fix="use --device cpu, or install a CUDA build of torch")
+    if name == "auto":
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    return name
 
 
 def digest(folder: str | Path) -> str:

@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise
 from typing import Literal, Protocol
 
 from reward_models.process import StepScores, aggregate
-from reward_models.steps import split_steps, step_end_tokens, token_byte_spans
+from reward_models.steps import split_steps, step_end_tokens, token_byte_spans, until_answer
 from rlef.answers import extract_answer, same_answer
 from rlef.config import ModelSection
 from rlef.models import decode
@@ -135,8 +135,7 @@ class RewardFunction:
         """Text, steps up to the answer line, the token that closes each, and the number of steps after the answer line."""
         text = decode(self.tokenizer, completion.tokens, self.stops)
         steps = split_steps(text, self.model.step_delimiter)
-        last = next((index for index, step in enumerate(steps) if self.model.answer_marker in step.text), len(steps) - 1)
-        counted = steps[: last + 1]
+        counted = until_answer(steps, self.model.answer_marker)
         ends = [end for _, end in token_byte_spans(self.tokenizer, completion.tokens)]
         slots = step_end_tokens(ends, counted)
         # A step that no delimiter closed becomes final with the token that ends the answer.
