@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerCallback
 
-from reward_models import data, forms, process, train, trainer
-from reward_models.config import ProcessForm, ProcessModelConfig
+from reward_models import data, forms, instruction, process, train, trainer
+from reward_models.config import FormName, InstructionModelConfig, ProcessForm, ProcessModelConfig
 from reward_models.data import StepColumns, collate_steps, step_columns
 from reward_models.errors import UserError
+from reward_models.instruction import Calibration, InstructionRewardModel
 from reward_models.losses import IGNORE
-from reward_models.model import build
+from reward_models.model import build, load
 from reward_models.process import SETTINGS, ProcessRewardModel
-from reward_models.records import SteppedSolution
+from reward_models.records import RankedItem, RankedList, SteppedSolution
 from reward_models.train import TrainOptions, steps_loss, train_process
 from tests.reward_models.conftest import byte_level, merging
 
@@ -58,6 +61,25 @@ def test_1_labels_one_column_before_what_is_read(prm, monkeypatch):
         return dataclasses.replace(read, columns=[column - 1 for column in read.columns])
 
     refuted(holds, monkeypatch, (data, "step_columns", shifted))
+
+
+def test_1_a_separator_that_training_alone_does_not_attend_to(prm, monkeypatch):
+    """What is trained on is what is read: the same logits at the same columns, whatever else stands in the batch."""
+    solutions = [solution(1, 1, 0, 1), solution(1)]
+    rows, _ = rows_of(prm, solutions)
+
+    def holds():
+        batch = data.collate_steps(rows, 0)
+        with torch.no_grad():
+            logits = prm.model(**{name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}).logits[..., 0]
+        read = [score for one in prm.score(["q", "q"], [row.steps for row in solutions]) for score in one.scores]
+        assert torch.sigmoid(logits[batch["labels"] != IGNORE]).tolist() == pytest.approx(read, abs=1e-5)
+
+    def masked(rows, pad_id):
+        batch = collate_steps(rows, pad_id)
+        return batch | {"attention_mask": batch["attention_mask"] * (batch["labels"] == IGNORE)}
+
+    refuted(holds, monkeypatch, (data, "collate_steps", masked))
 
 
 @pytest.mark.parametrize("fault", ["2 labels as bool", "5 labels padded with the pad id"])
@@ -244,12 +266,141 @@ def test_11_a_threshold_chosen_on_what_it_is_judged_on(policy_folder, tmp_path, 
     refuted(holds, monkeypatch, (train, "_split", lambda rows, path: (rows, rows)))
 
 
-def test_12_a_head_that_was_not_saved_is_drawn_anew(prm, tmp_path):
-    """As an adapter is saved without it: such a folder does not load."""
+def test_12_a_head_that_was_not_saved_is_drawn_anew(prm, tmp_path, monkeypatch):
+    """As an adapter is saved without it: such a folder scores as what was saved, or does not load."""
     trunk = prm.model.base_model
     trunk.save_pretrained(tmp_path)
     prm.tokenizer.save_pretrained(tmp_path)
     (tmp_path / SETTINGS).write_text(ProcessModelConfig().model_dump_json())
     assert AutoModel.from_pretrained(tmp_path) is not None and AutoTokenizer.from_pretrained(tmp_path) is not None
-    with pytest.raises(UserError, match="has no weights for score"):
-        ProcessRewardModel.load(tmp_path)
+
+    def holds():
+        try:
+            loaded = ProcessRewardModel.load(tmp_path)
+        except UserError as error:
+            assert "has no weights for score" in str(error)
+        else:
+            assert loaded.score(["q"], [["a"]])[0].scores == pytest.approx(prm.score(["q"], [["a"]])[0].scores, abs=1e-5)
+
+    refuted(holds, monkeypatch, (process, "load", lambda *arguments, trained: load(*arguments)))
+
+
+# ------------------------------------------------------ what else users of reward models fell into, by its number in the list of traps
+# Traps 1 to 5 and 7 are faults 1, 2, 3, 4, 7 and 6 above; 10, 15, 16 and 17 are with the scored files and with the served models.
+
+
+def test_trap_3_labels_are_not_cut_to_the_columns_that_were_found(prm, monkeypatch):
+    def found_fewer(*arguments):
+        read = step_columns(*arguments)
+        return dataclasses.replace(read, columns=read.columns[:-1])
+
+    monkeypatch.setattr(data, "step_columns", found_fewer)
+    with pytest.raises(ValueError, match="zip"):
+        rows_of(prm, [solution(1, 1, 0)])
+
+
+@pytest.fixture(scope="module")
+def irm(policy_folder):
+    torch.manual_seed(0)
+    model, tokenizer = build("instruction", policy_folder)
+    torch.nn.init.normal_(model.score.weight, std=0.5)
+    return InstructionRewardModel(model, tokenizer, Calibration((0.0, 0.5), 1.0, 0.05, 64))
+
+
+def test_trap_6_an_instruction_is_read_at_eos_where_the_attention_ends(irm, monkeypatch):
+    """Not at padding, nor at the token before: then texts that end alike would score alike."""
+    texts = ["Ann has 3 pens.", "Ann has 3 pens. How many have Ann and Ben?"]
+    ids = [data.instruction_ids(irm.tokenizer, text, 64) for text in texts]
+    batch = data.pad(ids, irm.tokenizer.pad_token_id)
+
+    def holds():
+        with torch.no_grad():
+            hidden = irm.model.base_model(**batch).last_hidden_state
+            last = hidden[torch.arange(len(ids)), batch["attention_mask"].sum(1) - 1]
+            expected = irm.model.score(last)[:, 0].tolist()
+        assert instruction.score_texts(irm.model, irm.tokenizer, texts, 64) == pytest.approx(expected, abs=1e-5)
+
+    refuted(holds, monkeypatch, (irm.model.config, "pad_token_id", irm.tokenizer.eos_token_id))
+
+
+def test_trap_8_an_instruction_is_scored_as_it_was_trained_on(irm, monkeypatch):
+    texts = ("Ann has 3 pens.", "naïve — 数学")
+    row = RankedList(seed_id="a", labeller="x", items=[RankedItem(text=text, rank=rank) for rank, text in enumerate(texts)])
+    (trained,) = data.instruction_rows([row], irm.tokenizer, max_length=64, anchors=0, seed=0)
+
+    def holds():
+        seen, score_ids = [], instruction.score_ids
+        monkeypatch.setattr(instruction, "score_ids", lambda model, rows, *rest: seen.extend(rows) or score_ids(model, rows, *rest))
+        instruction.score_texts(irm.model, irm.tokenizer, texts, 64)
+        assert seen == trained["items"]
+
+    def without_eos(tokenizer, text, max_length):
+        return tokenizer.encode(text, add_special_tokens=False)[:max_length]
+
+    refuted(holds, monkeypatch, (instruction, "instruction_ids", without_eos))
+
+
+def test_trap_8_a_text_begins_once(monkeypatch):
+    """With a tokenizer and a template that both write BOS."""
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"bos_token": "<|begin|>", "additional_special_tokens": ["<|user|>", "<|assistant|>", "<extra_0>"]})
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    begin = ("<|begin|>", tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|begin|> $A", pair="<|begin|> $A $B", special_tokens=[begin])
+    assert tokenizer.encode("a")[0] == tokenizer.bos_token_id
+
+    def holds():
+        read = [forms.form_columns(tokenizer, ProcessForm(form=form), "q", ["a", "b"]) for form in get_args(FormName)]
+        read.append(data.step_columns(tokenizer, "q", ["a", "b"], "<extra_0>"))
+        for one in read:
+            assert one.ids[0] == tokenizer.bos_token_id and one.ids.count(tokenizer.bos_token_id) == 1
+
+    refuted(holds, monkeypatch, (forms, "_ids", lambda tokenizer, text: tokenizer.encode(text)))
+
+
+def test_trap_9_a_product_of_scores_is_not_more_than_either(prm, irm, monkeypatch):
+    """Whatever the logits: two bad scores, each below zero, would make a good one."""
+    questions, steps = ["Ann has 3 pens.", "7?", "naïve — 数学"], [["a", "b"], ["Ben 3+4=7"], ["c", "So", "d"]]
+    for model in (prm.model, irm.model):
+        monkeypatch.setattr(model.score, "forward", lambda hidden, score=model.score: hidden @ score.weight.T * 1e3)
+
+    def holds():
+        parts = zip(
+            InstructionRewardModel(irm.model, irm.tokenizer, irm.calibration).score(questions), prm.score(questions, steps), strict=True
+        )
+        for whole, one in parts:
+            least = process.aggregate(one.scores)
+            assert 0.05 <= whole <= 1 and 0 <= least <= 1 and whole * least <= min(whole, least)
+
+    refuted(holds, monkeypatch, (torch, "sigmoid", lambda logits: logits))
+    monkeypatch.undo()
+    refuted(holds, monkeypatch, (Calibration, "win_rate", lambda self, scores: list(scores)))
+
+
+def test_trap_18_the_scale_is_fitted_on_held_out_lists_judged_on_others_and_stored(policy_folder, tmp_path, monkeypatch):
+    lists = [
+        RankedList(
+            seed_id=str(n), labeller="x", split="held_out" if n < 4 else "train",
+            items=[RankedItem(text=f"Ann {n} {rank}", rank=rank) for rank in range(2)],
+        )
+        for n in range(10)
+    ]  # fmt: skip
+    file = tmp_path / "lists.jsonl"
+    file.write_text("".join(row.model_dump_json() + "\n" for row in lists))
+    fitted, judged = [], []
+    differences, evaluate = train._differences, train.evaluate_instruction
+    monkeypatch.setattr(train, "_differences", lambda model, rows: fitted.append(rows) or differences(model, rows))
+    monkeypatch.setattr(train, "evaluate_instruction", lambda model, rows: judged.append(rows) or evaluate(model, rows))
+
+    def holds():
+        settings = InstructionModelConfig(epochs=1, references=8)
+        result = train.train_instruction(file, policy_folder, tmp_path / "irm", settings, TrainOptions(batch_size=4))
+        assert {row.split for row in fitted[-1]} == {"held_out"}
+        assert not {row.seed_id for row in fitted[-1]} & {row.seed_id for row in judged[-1]}
+        stored = InstructionRewardModel.load(tmp_path / "irm").calibration
+        assert stored.slope == result["slope"] and len(stored.references) == 8
+
+    refuted(holds, monkeypatch, (train, "_split", lambda rows, path: (rows, rows)))

@@ -21,7 +21,7 @@ from reward_models.cli import main
 from reward_models.config import InstructionModelConfig, ProcessModelConfig
 from reward_models.data import SortedSteps, collate_lists, collate_steps, instruction_rows, step_columns, step_rows, step_trees
 from reward_models.errors import UserError
-from reward_models.instruction import CALIBRATION, Calibration, InstructionRewardModel, save_calibration
+from reward_models.instruction import CALIBRATION, Calibration, InstructionRewardModel, save_calibration, score_texts
 from reward_models.losses import IGNORE
 from reward_models.metrics import auroc
 from reward_models.model import build, label_head
@@ -205,48 +205,12 @@ def test_a_head_is_found_whatever_its_family_calls_it(policy_folder, tmp_path):
         label_head(model)
 
 
-@pytest.mark.parametrize("language_weight", [0.0, 0.7])
-def test_8_prm_gradient_is_invariant_to_micro_batch_and_padding(prm, language_weight):
-    rows = [
-        SteppedSolution(problem_id="p", question=q, steps=tuple(s), labels=(1.0,) * len(s), labeller="x")
-        for q, s in zip(QUESTIONS, STEPS, strict=True)
-    ]
-    data, _ = step_rows(rows, prm.tokenizer, separator="<|step|>", max_length=200, mask_after_first_error=False)
-    model = prm.model.double()
-    torch.manual_seed(0)
-    head = torch.randn(len(prm.tokenizer), model.config.hidden_size) if language_weight else None
-    gradients = []
-    for size in (3, 1):
-        model.zero_grad()
-        for start in range(0, 3, size):
-            part = collate_steps(data[start : start + size], 0)
-            (steps_loss(model, part, balance=(1.0, 1.0), head=head, language_weight=language_weight) / 8).backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-    assert (gradients[0] - gradients[1]).abs().max() < 1e-10 and gradients[0].abs().max() > 1e-4
-
-
 def ranked(seed, texts, **fields):
     items = tuple(
         RankedItem(text=text, rank=rank, scores={"precision": 1.0 - rank / 10}, kind="bad" if rank == 2 else None)
         for rank, text in enumerate(texts)
     )
     return RankedList(seed_id=str(seed), items=items, labeller="x", **fields)
-
-
-def test_8_irm_gradient_is_invariant_to_micro_batch(policy_folder):
-    model, tokenizer = build("instruction", policy_folder)
-    model = model.double()
-    lists = [ranked(seed, [f"good {seed}", f"fair {seed} " * seed, "bad"]) for seed in range(1, 4)]
-    data = instruction_rows(lists, tokenizer, max_length=64, anchors=2, seed=0)
-    gradients = []
-    for size in (3, 1):
-        model.zero_grad()
-        for start in range(0, 3, size):
-            (
-                lists_loss(model, collate_lists(data[start : start + size], tokenizer.pad_token_id), settings=InstructionModelConfig()) / 3
-            ).backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-    assert (gradients[0] - gradients[1]).abs().max() < 1e-10 and gradients[0].abs().max() > 1e-4
 
 
 class Gradients(TrainerCallback):
@@ -344,6 +308,28 @@ def test_15_irm_reads_eos_with_any_padding_and_plain_transformers_agrees(folder,
     (tmp_path / CALIBRATION).unlink()
     with pytest.raises(UserError, match="calibration"):
         InstructionRewardModel.load(tmp_path)
+
+
+def test_23_a_bias_of_the_head_changes_no_win_rate_and_what_is_cached_is_what_is_fresh(policy_folder):
+    """References are scored anew by the model that has it; r_I rises with the raw score."""
+    model, tokenizer = build("instruction", policy_folder)
+    torch.nn.init.normal_(model.score.weight, std=0.5)
+    texts, rates = [f"Ann has {number} pens" + "." * (number % 3) for number in range(12)], []
+
+    def scorer():
+        references = score_texts(model, tokenizer, texts[6:], 64)
+        return InstructionRewardModel(model, tokenizer, Calibration(tuple(references), 1.3, 0.05, 64))
+
+    for bias in (0.0, 3.7):
+        hook = model.score.register_forward_hook(lambda module, inputs, logits, bias=bias: logits + bias)
+        irm = scorer()
+        rates.append(irm.score(texts))
+        raw = irm.raw_scores(texts)
+        assert sorted(range(12), key=lambda place: raw[place]) == sorted(range(12), key=lambda place: rates[-1][place])
+        assert irm.score(texts[::-1] + texts[:2], batch_size=1) == [*rates[-1][::-1], *rates[-1][:2]]
+        assert scorer().score(texts[3:5], batch_size=1) == pytest.approx(rates[-1][3:5], abs=1e-6)
+        hook.remove()
+    assert rates[1] == pytest.approx(rates[0], abs=1e-5) and max(rates[0]) - min(rates[0]) > 1e-3
 
 
 def write(file, rows):

@@ -130,6 +130,32 @@ def test_an_answer_that_is_none_is_no_score(scripted, answer):
         ServedInstructionModel([scripted((200, {}, answer))]).score(["1"])
 
 
+def test_trap_16_a_server_that_hangs_is_given_up_after_its_time_in_any_thread():
+    """No alarm signal, which is for the main thread alone."""
+    told, found = json.dumps(HEALTH).encode(), []
+    answer = b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(told) + told
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def healthy_once():
+            connection, _ = listening.accept()
+            connection.recv(4096)
+            connection.sendall(answer)
+            connection.close()
+
+        def ask():
+            scorer = ServedInstructionModel([f"http://127.0.0.1:{listening.getsockname()[1]}"], timeout_s=0.2, retries=1)
+            with pytest.raises(UserError, match=r"no scores after 2 tries .*timed out"):
+                scorer.score(["1"])
+            found.append(True)
+
+        threads = [threading.Thread(target=one) for one in (healthy_once, ask)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+    assert found
+
+
 def test_step_scores_must_fit_the_steps(scripted):
     def answer(**result):
         return 200, {}, {"results": [{"step_scores": [0.5], "truncated": False} | result], "model": "d"}

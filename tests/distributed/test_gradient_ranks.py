@@ -1,0 +1,46 @@
+"""8: one rank and two have the same gradient in each optimiser step, with unequal counts, and with nothing to judge on one of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.distributed.gradient_worker import KINDS, STEP_ROWS, gradients
+from tests.reward_models.conftest import byte_level, policy
+
+WORKER = Path(__file__).parent / "gradient_worker.py"
+ROOT = WORKER.parents[2]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Of a policy, and of what two ranks found."""
+    start, out = tmp_path_factory.mktemp("policy"), tmp_path_factory.mktemp("two")
+    tokenizer = byte_level()
+    policy(tokenizer).save_pretrained(start)
+    tokenizer.save_pretrained(start)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER), str(start), str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return start, out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_8_two_ranks_have_the_gradient_of_one(folders, kind):
+    start, out = folders
+    alone, counts = gradients(kind, start, STEP_ROWS, 1)
+    assert alone.dtype == np.float64 and len(alone) == 2 and np.abs(alone).max() > 1e-4
+    for micro_batch in (4, 2):
+        ranks = [np.load(out / f"{kind} {micro_batch} {rank}.npz") for rank in range(2)]
+        assert sum(int(rank["counts"].sum()) for rank in ranks) == sum(counts)
+        for rank in ranks:
+            assert np.abs(rank["gradients"] - alone).max() < 1e-10
+        if kind == "prm" and micro_batch == 4:  # one rank has the short rows, with nothing to judge, and the other all the steps
+            assert min(rank["counts"].sum() for rank in ranks) == 0
