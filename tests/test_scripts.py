@@ -19,9 +19,12 @@ from reward_models.process import ProcessRewardModel, StepScores
 from rlef.evolution.arithmetic import check_equations
 from rlef.records import Lineage, Problem
 
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.append(str(SCRIPTS))  # where a script finds those beside it
+
 
 def script(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
@@ -228,6 +231,14 @@ def test_the_server_and_its_children_end_with_the_run_however_it_ends(tmp_path):
     vllm.write_text("#!/bin/sh\necho no such model\nexit 3\n")
     with pytest.raises(SystemExit, match="no such model"), study.served(vllm, tmp_path, tmp_path, []):
         pass
+
+
+def test_scores_elsewhere_are_told_apart():
+    study = script("elsewhere")
+    rows = study.asked(4)
+    assert len(rows["irm"]) == len({*rows["irm"]}) == 8 + len(study.ODD) and len(rows["prm"]) == 8 + len(study.ODD)
+    assert study.off([0.5, [0.25, 0.5]], [0.5, [0.5, 0.5]]) == 0.25 and study.off([], []) == 0.0
+    assert study.off([[0.5]], [[0.5, 0.5]]) == study.off([0.5], [float("nan")]) == study.off([float("nan")], [0.5]) == float("inf")
 
 
 def test_the_serving_load_is_judged_by_what_was_answered_once_and_right():
