@@ -200,7 +200,7 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
     rows = "irm" if options.kind == "irm" else "prm"  # an orm reads and is read as a prm is
     labels = read_labels(options.labels, rows)
-    held_out = _held_out(labels)
+    held_out = _held_out(labels, options)
     if not held_out:
         raise UserError(
             f"{options.labels}: none of {len(labels.rows)} rows is held out", fix='set "split": "held_out" on the rows to measure on'
@@ -223,12 +223,20 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _held_out(labels: Any) -> list[Any]:
-    """Rows to measure on: of our own files those held out, of a benchmark all."""
+def _held_out(labels: Any, options: argparse.Namespace) -> list[Any]:
+    """Rows to measure on: of our own files, and of the very one that the model was trained on, those held out; of a benchmark all."""
     from reward_models.formats.files import OWN
     from reward_models.records import is_held_out
+    from reward_models.trainer import digest
 
-    return [row for row in labels.rows if labels.shape != OWN or is_held_out(row)]
+    benchmark = labels.shape != OWN and digest(options.labels) != _stored(options.model).get("labels_sha256")
+    return [row for row in labels.rows if benchmark or is_held_out(row)]
+
+
+def _stored(model: str) -> dict[str, Any]:
+    """What training measured."""
+    file = Path(model, "metrics.json")
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def _threshold(options: argparse.Namespace, model: Any, fixed_on: list[Any], held_out: list[Any]) -> float:
@@ -245,8 +253,7 @@ def _threshold(options: argparse.Namespace, model: Any, fixed_on: list[Any], hel
                 f"--threshold-from {options.threshold_from}: holds the very solutions that are measured", fix="give another split"
             )
         return fit_threshold(model, other)
-    stored = Path(options.model, "metrics.json")
-    return (json.loads(stored.read_text()).get("threshold") if stored.is_file() else None) or 0.5
+    return _stored(options.model).get("threshold") or 0.5
 
 
 def _show(options: argparse.Namespace, result: dict[str, Any]) -> None:

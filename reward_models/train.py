@@ -118,6 +118,7 @@ def train_instruction(
     result = evaluate_instruction(InstructionRewardModel(model, tokenizer, calibration), held_out)
     judged = evaluate_instruction(InstructionRewardModel(model, tokenizer, calibration), held_out[half:] or held_out)
     result |= {"ece": judged["ece"], "reliability": judged["reliability"], "train_lists": len(train), "slope": calibration.slope}
+    result["labels_sha256"] = identity["labels"]
     result["intervals"]["ece"] = judged["intervals"]["ece"]
     result |= _looked(looks, "pair_accuracy", development) | _unread(read)
     return _saved(result, out, model_card("irm", init, labels, read.rows, result))
@@ -178,7 +179,7 @@ def train_process(
     scorer = ProcessRewardModel(model, tokenizer, settings)
     threshold = fit_threshold(scorer, judged_rows[:400])
     result = evaluate_process(scorer, held_out, threshold=threshold, batch_size=options.micro_batch_size)
-    result |= {"train_solutions": len(data), "dropped": dropped, "right_steps": right}
+    result |= {"train_solutions": len(data), "dropped": dropped, "right_steps": right, "labels_sha256": identity["labels"]}
     result |= _looked(looks, "step_auroc", development) | _unread(read)
     kind = "orm" if settings.outcome else "prm"
     return _saved(result, out, model_card(kind, init, labels, rows, result, separator=settings.separator))
