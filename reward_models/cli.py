@@ -152,12 +152,13 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--patience {options.patience}: without looks", fix="say --eval-every, or leave it out")
     _is_folder(options.out)
     from reward_models.config import InstructionModelConfig, LoraSettings, ProcessModelConfig
+    from reward_models.progress import Progress
     from reward_models.train import TrainOptions, train_instruction, train_process
 
     names = ("learning_rate", "batch_size", "micro_batch_size", "seed", "deepspeed", "bf16", "gradient_checkpointing")
     names = (*names, "save_every", "eval_every", "patience")
     lora = LoraSettings(rank=options.lora_rank, alpha=options.lora_alpha) if options.lora_rank is not None else None
-    how = TrainOptions(**{name: getattr(options, name) for name in names}, lora=lora)
+    how = TrainOptions(**{name: getattr(options, name) for name in names}, lora=lora, callbacks=[Progress()])
     if options.kind == "irm":
         settings = InstructionModelConfig(epochs=options.epochs, max_length=options.max_length)
         return train_instruction(options.labels, options.init, options.out, settings, how)
