@@ -92,7 +92,7 @@ def _cross_seed_accuracy(lists: Sequence[ScoredList]) -> float:
     one, other = np.nonzero((ahead >= 0) & (ahead % 7 == 0))
     kept = (seeds[one] != seeds[other]) & (quality[one] != quality[other])
     one, other = one[kept], other[kept]
-    return _mean(((scores[one] > scores[other]) == (quality[one] > quality[other])).astype(float))
+    return _mean((np.sign(scores[one] - scores[other]) == np.sign(quality[one] - quality[other])).astype(float))
 
 
 def evaluate_instruction(model: InstructionRewardModel, lists: Sequence[RankedList]) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def step_measures(solutions: Sequence[ScoredSolution], threshold: float) -> dict
         "step_auroc": metrics.auroc(hard, chances),
         "step_accuracy": float(np.mean((np.array(chances) >= 0.5) == (np.array(hard) > 0.5))) if hard else math.nan,
         "balanced_accuracy": metrics.balanced_accuracy(hard, chances),
-        "auprc_errors": metrics.auprc([1 - label for label in hard], [1 - score for score in chances]),
+        "auprc_errors": metrics.auprc([1 - label for label in hard], [-score for score in chances]),
         "ece": metrics.calibration_error(labels, chances),
         "brier": metrics.brier(labels, chances),
         "first_error_f1": metrics.first_error_f1([place for place, _ in judged], [scores for _, scores in judged], threshold),

@@ -41,6 +41,9 @@ def auprc(labels: Sequence[float], scores: Sequence[float]) -> float:
 def reliability(labels: Sequence[float], probabilities: Sequence[float], bins: int = 15) -> list[dict[str, float]]:
     """Bins of equal mass, the least probabilities first: `from` and `to`, the mean `probability`, the mean label (`share`), `count`."""
     y, p = np.asarray(labels, dtype=float), np.asarray(probabilities, dtype=float)
+    # A bin may end among equal probabilities: which of their labels it takes must not be up to the order of the rows.
+    _, group = np.unique(p, return_inverse=True)
+    y = (np.bincount(group, y) / np.bincount(group))[group] if len(p) else y
     pieces = np.array_split(np.argsort(p, kind="mergesort"), min(bins, len(p))) if len(p) else []
     return [
         {
@@ -84,7 +87,8 @@ def balanced_accuracy(labels: Sequence[float], probabilities: Sequence[float], t
 
 
 def kendall_tau(ranks: Sequence[float], scores: Sequence[float]) -> float:
-    """Agreement of the order of scores (high is good) with ranks (0 best), pairs with tied ranks left out; nan without a pair."""
+    """Agreement of the order of scores (high is good) with ranks (0 best): pairs in order less pairs out of order, over all pairs of
+    unequal rank, so that tied scores count as neither (Somers' d, which is Kendall's tau where nothing is tied); nan without a pair."""
     total = count = 0
     for i in range(len(ranks)):
         for j in range(len(ranks)):

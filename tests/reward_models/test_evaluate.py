@@ -108,6 +108,14 @@ def test_step_measures_are_those_of_brute_force_up_to_the_first_error(solutions,
     assert sum(counts.values()) == len(kept)
 
 
+def test_a_score_that_is_all_but_0_is_no_other_one_to_the_errors_precision():
+    rows = [
+        SteppedSolution(problem_id="p", question="q", steps=("good", "bad"), labels=(1.0, 0.0), labeller="x"),
+        SteppedSolution(problem_id="o", question="q", steps=("good", "good"), labels=(1.0, 1.0), labeller="x"),
+    ]
+    assert evaluate_process(Judge(lambda _, parts, k: 1e-17 if parts[k] == "good" else 1e-20), rows, threshold=0.5)["auprc_errors"] == 1
+
+
 def test_equal_mass_bins_hold_all_rows_and_make_up_the_calibration_error(measured):
     result = measured
     bins = result["reliability"]
@@ -179,12 +187,13 @@ def test_list_measures_are_those_of_brute_force():
     )
     items = [(row.seed_id, 1 - place / 10, score(item.text)) for row in rows for place, item in enumerate(row.items)]
     across = [
-        (one[2] > other[2]) == (one[1] > other[1])
+        one[2] != other[2] and (one[2] > other[2]) == (one[1] > other[1])
         for place, one in enumerate(items)
         for other in items[place + 1 :: 7]
         if one[0] != other[0] and one[1] != other[1]
     ]
     assert result["cross_seed_accuracy"] == pytest.approx(np.mean(across))
+    assert evaluate_instruction(Ranker(lambda text: 0.0), rows[::-1])["cross_seed_accuracy"] == 0  # no pair is in order
     texts = [item.text for row in rows for item in row.items]
     assert result["length_correlation"] == pytest.approx(np.corrcoef([score(text) for text in texts], [len(text) for text in texts])[0, 1])
 

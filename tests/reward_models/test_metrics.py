@@ -26,8 +26,16 @@ def test_calibration_and_brier():
     assert metrics.balanced_accuracy([1, 1, 1, 0], [0.9, 0.9, 0.1, 0.2]) == pytest.approx((2 / 3 + 1) / 2)
 
 
+def test_equal_probabilities_are_calibrated_alike_in_whatever_order_the_rows_stand():
+    assert metrics.calibration_error([1.0] * 30 + [0.0] * 30, [0.5] * 60) == pytest.approx(0)
+    labels, probabilities = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0] * 7, [0.2, 0.2, 0.6, 0.6, 0.6, 0.9] * 7
+    rows = sorted(zip(labels, probabilities, strict=True))
+    assert metrics.reliability(labels, probabilities) == metrics.reliability(*zip(*rows, strict=True))
+
+
 def test_kendall():
     assert metrics.kendall_tau([0, 1, 2], [3.0, 2.0, 1.0]) == 1 and metrics.kendall_tau([0, 1, 1], [1.0, 2.0, 0.0]) == 0
+    assert metrics.kendall_tau([0, 1, 2], [1.0, 1.0, 0.0]) == pytest.approx(2 / 3)  # what ties counts neither for nor against
 
 
 def test_first_error_f1_as_processbench():
