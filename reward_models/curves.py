@@ -44,7 +44,7 @@ def curves(groups: Sequence[Sequence[Candidate]], *, seed: int = 0) -> dict[str,
 
 
 def _row(groups: Sequence[Sequence[Candidate]], size: int, seed: int) -> dict[str, Any]:
-    passed = [pass_at_k(len(group), sum(one.correct for one in group), size) for group in groups]
+    passed = [pass_at_k(len(group), sum(one.correct and one.answer is not None for one in group), size) for group in groups]
     best = [best_of_n(group, size) for group in groups]
     votes = [vote_accuracy(group, size, seed=(seed, place)) for place, group in enumerate(groups)]
     majority, weighted = ([vote[kind] for vote in votes] for kind in (0, 1))

@@ -97,8 +97,11 @@ def _cross_seed_accuracy(lists: Sequence[ScoredList]) -> float:
 
 def evaluate_instruction(model: InstructionRewardModel, lists: Sequence[RankedList]) -> dict[str, Any]:
     """Pair accuracy (within lists; by rank gap; across seeds by quality; of sound items against each kind of flaw), order, calibration.
-    `intervals`: 95 % bootstrap intervals over lists, by name."""
+    `intervals`: 95 % bootstrap intervals over seeds, by name."""
     scored = score_lists(model, lists)
+    seeds: dict[str, list[ScoredList]] = defaultdict(list)
+    for one in scored:
+        seeds[one.row.seed_id].append(one)
     by_gap: dict[str, list[float]] = defaultdict(list)
     by_flaw: dict[str, list[float]] = defaultdict(list)
     for one in scored:
@@ -113,7 +116,7 @@ def evaluate_instruction(model: InstructionRewardModel, lists: Sequence[RankedLi
         "by_flaw": {kind: _mean(hits) for kind, hits in sorted(by_flaw.items())},
         "by_gap": {gap: _mean(hits) for gap, hits in sorted(by_gap.items())},
         "reliability": metrics.reliability([1.0] * len(chances) + [0.0] * len(chances), chances + [1 - p for p in chances]),
-        "intervals": bootstrap_intervals(scored, list_measures),
+        "intervals": bootstrap_intervals(list(seeds.values()), lambda drawn: list_measures([one for group in drawn for one in group])),
     }
 
 
@@ -128,7 +131,7 @@ class ScoredSolution:
     scores: Sequence[float]
     labels: Sequence[float]  # of the judged steps up to and including the first error
     chances: Sequence[float]  # their scores
-    first_error: int | None  # -1: none; None: nobody judged the solution
+    first_error: int | None  # -1: all steps were judged right; None: not known
 
 
 def score_solutions(model: ProcessRewardModel, solutions: Sequence[SteppedSolution], batch_size: int = 64) -> list[ScoredSolution]:
@@ -145,11 +148,10 @@ def score_solutions(model: ProcessRewardModel, solutions: Sequence[SteppedSoluti
             for label, score in zip(masked_after_first_error(list(row.labels)), result.scores, strict=True)
             if label is not None
         ]
-        judged = any(label is not None for label in row.labels)  # a solution that nobody judged is none without an error
-        error = next((place for place, label in enumerate(row.labels) if label is not None and label < 0.5), -1)
-        scored.append(
-            ScoredSolution(row, result.scores, [label for label, _ in kept], [score for _, score in kept], error if judged else None)
-        )
+        error = next((place for place, label in enumerate(row.labels) if label is not None and label < 0.5), None)
+        if error is None and None not in row.labels:  # an error may be at a step that nobody judged
+            error = -1
+        scored.append(ScoredSolution(row, result.scores, [label for label, _ in kept], [score for _, score in kept], error))
     return scored
 
 

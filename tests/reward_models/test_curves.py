@@ -37,6 +37,11 @@ def test_all_subsets_give_what_the_formulas_say(rows):
         assert vote_accuracy(group, size) == pytest.approx(tuple(np.mean(votes, axis=0)))
 
 
+def test_a_right_solution_without_an_answer_is_right_in_no_curve():
+    row = curves([[Candidate(None, True, 0.9), Candidate("b", False, 0.5)]])["rows"][-1]
+    assert row["n"] == 2 and row["pass"]["mean"] == row["best_of"]["mean"] == row["majority"]["mean"] == 0
+
+
 def test_drawn_subsets_are_near_all_of_them(monkeypatch):
     rng = np.random.default_rng(0)
     group = candidates([("ab"[int(rng.random() < 0.6)], float(rng.random())) for _ in range(11)])

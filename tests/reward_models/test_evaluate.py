@@ -148,6 +148,12 @@ def test_intervals_are_over_problems_not_rows():
     assert all(map(math.isnan, bootstrap_intervals([], mean_or_nan)["mean"]))
 
 
+def test_lists_of_one_seed_are_drawn_together():
+    rows = lists()
+    once, copied = (evaluate_instruction(Ranker(lambda text: hash_of(text) % 13), many)["intervals"] for many in (rows, rows * 4))
+    assert once["pair_accuracy"] == pytest.approx(copied["pair_accuracy"])
+
+
 def mean_or_nan(drawn):
     return {"mean": math.nan}
 
@@ -213,6 +219,18 @@ def test_a_solution_too_long_is_counted_and_enters_no_measure_of_steps(solutions
     result = evaluate_process(Judge(noisy), [*solutions, row], threshold=0.4)
     assert result["truncated"] == 1 and result["held_out_solutions"] == 121
     assert result["step_auroc"] == measured["step_auroc"] and result["steps"] == measured["steps"]
+
+
+def test_only_a_solution_judged_to_its_end_is_known_to_have_no_error():
+    """ProcessBench's F1: where nobody judged a step, a model that suspects it may be right."""
+    rows = [
+        SteppedSolution(problem_id="p", question="q", steps=("good", "bad"), labels=labels, labeller="x")
+        for labels in ((1.0, 0.0), (1.0, None), (None, None))
+    ]
+    whole = SteppedSolution(problem_id="o", question="q", steps=("good", "good"), labels=(1.0, 1.0), labeller="x")
+    careful = Judge(lambda _, parts, k: 0.9 if parts[k] == "good" else 0.1)
+    assert evaluate_process(careful, [*rows, whole], threshold=0.5)["first_error_f1"] == 1
+    assert math.isnan(evaluate_process(careful, rows, threshold=0.5)["first_error_f1"])  # none is known to be without an error
 
 
 def test_the_threshold_comes_from_other_rows_than_those_measured(solutions, monkeypatch):
