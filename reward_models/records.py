@@ -87,22 +87,30 @@ def problem_id(question: str, salt: str = "") -> str:
     return hashlib.sha256(f"{salt}\n{' '.join(question.split())}".encode()).hexdigest()[:16]
 
 
-def read_records(path: str | Path, record: type[R]) -> list[R]:
-    """All rows of a label file. Raises UserError with the line of the first bad row, or where there is no row at all."""
+def numbered_lines(path: str | Path) -> list[tuple[int, str]]:
+    """The lines of a JSONL file that are not blank, counted from 1. Raises UserError where it is missing or no UTF-8."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file", fix="give the label file's path")
+    try:
+        # Not splitlines: U+2028 and others may stand inside a JSON text.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start})", fix="save it as UTF-8") from None
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def read_records(path: str | Path, record: type[R]) -> list[R]:
+    """All rows of a label file. Raises UserError with the line of the first bad row, or where there is no row at all."""
     rows = []
-    # Not splitlines: U+2028 and others may stand inside a JSON text.
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-        if line.strip():
-            try:
-                rows.append(record.model_validate_json(line))
-            except ValidationError as error:
-                first = error.errors()[0]
-                raise UserError(
-                    f"{path}, line {number}: {'.'.join(map(str, first['loc']))} {first['msg']}", fix="mend or remove that line"
-                ) from None
+    for number, line in numbered_lines(path):
+        try:
+            rows.append(record.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(
+                f"{path}, line {number}: {'.'.join(map(str, first['loc']))} {first['msg']}", fix="mend or remove that line"
+            ) from None
     if not rows:
         raise UserError(f"{path}: no row", fix="give a file with at least one label")
     return rows

@@ -12,7 +12,7 @@ from reward_models.errors import UserError
 from reward_models.formats import steps
 from reward_models.formats.base import Row
 from reward_models.formats.lists import is_preference, read_preference
-from reward_models.records import RankedList, SteppedSolution, read_records
+from reward_models.records import RankedList, SteppedSolution, numbered_lines, read_records
 
 RECORDS: dict[str, Any] = {"irm": RankedList, "prm": SteppedSolution}
 OWN = "own"
@@ -33,34 +33,30 @@ def read_labels(path: str | Path, kind: Literal["irm", "prm"]) -> Labels:
 
     Raises UserError where the file is missing or has no usable row, and at the first bad line of a file of our own shape.
     """
-    shape, read = _shape(Path(path), kind)
+    lines = numbered_lines(path)
+    shape, read = _shape(lines[0][1] if lines else "", kind)
     if read is None:
         return Labels(read_records(path, RECORDS[kind]))
     rows: list[Any] = []
     set_aside: list[str] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1):  # as read_records does
-        if line.strip():
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("no JSON object")
-                rows += read(row)
-            except ValueError as error:  # json's own is one too
-                set_aside.append(f"line {number}: {error}")
+    for number, line in lines:
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("no JSON object")
+            rows += read(row)
+        except (ValueError, RecursionError) as error:  # json's own are these
+            set_aside.append(f"line {number}: {error}")
     if not rows:
         raise UserError(f"{path}: no row of shape {shape} could be read ({set_aside[0]})", fix="mend that line, or give another file")
     return Labels(rows, shape, set_aside)
 
 
-def _shape(path: Path, kind: str) -> tuple[str, Callable[[Row], list[Any]] | None]:
+def _shape(first: str, kind: str) -> tuple[str, Callable[[Row], list[Any]] | None]:
     """Name of the first row's shape and its reader; None where it is our own or none that is known, whose mistakes read_records names."""
-    if not path.is_file():
-        return OWN, None
-    with path.open(encoding="utf-8-sig") as handle:
-        first = next((line for line in handle if line.strip()), "")
     try:
         row = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         return OWN, None
     if isinstance(row, dict) and kind == "irm" and is_preference(row):
         return "preference", read_preference

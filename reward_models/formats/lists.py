@@ -6,6 +6,7 @@ only says which rows belong to one seed. Rows whose two texts are answers measur
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from reward_models.formats.base import Row
@@ -19,11 +20,20 @@ def is_preference(row: Row) -> bool:
 def read_preference(row: Row) -> list[RankedList]:
     """All chosen texts at rank 0, all rejected ones at rank 1; `subset` is their kind. Raises ValueError where there is no text."""
     chosen, rejected = _texts(row, "chosen"), _texts(row, "rejected")
-    prompt, subset = row.get("prompt"), row.get("subset")
+    subset = row.get("subset")
     items = [RankedItem(text=text, rank=0) for text in chosen]
     items += [RankedItem(text=text, rank=1, kind=subset if isinstance(subset, str) else None) for text in rejected]
-    seed = problem_id(prompt if isinstance(prompt, str) else chosen[0])
-    return [RankedList(seed_id=seed, items=tuple(items), labeller="preference")]
+    return [RankedList(seed_id=problem_id(_prompt(row) or chosen[0]), items=tuple(items), labeller="preference")]
+
+
+def _prompt(row: Row) -> str | None:
+    """What was asked: a text, messages, or the messages of `chosen` before its last."""
+    prompt: Any = row.get("prompt")
+    if prompt is None and isinstance(row["chosen"], list) and isinstance(row["chosen"][0], dict):
+        prompt = row["chosen"][:-1]
+    if not prompt:
+        return None
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
 
 
 def _texts(row: Row, key: str) -> list[str]:

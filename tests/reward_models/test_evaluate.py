@@ -381,12 +381,40 @@ def test_require_is_a_gate(models, tmp_path, capsys):
     capsys.readouterr()
     assert main([*command, "--require", "within_problem=1", "--require", "brier=0"]) == 2
     shown = capsys.readouterr()
+def test_rows_of_one_conversation_are_of_one_seed():
+    """Or training and held-out rows would share it."""
+    from reward_models.formats.lists import read_preference
+
+    asked, other = [{"role": "user", "content": "q"}], [{"role": "user", "content": "r"}]
+
+    def seed(answer, opening, prompt):
+        said = {"role": "assistant", "content": answer}
+        row = {"chosen": [*opening, said], "rejected": [*opening, said]} | ({"prompt": prompt} if prompt else {})
+        return read_preference(row)[0].seed_id
+
+    assert seed("a", [], asked) == seed("b", [], asked) == seed("c", asked, None) != seed("a", [], other)
+    assert seed("a", [], None) != seed("b", [], None)
+
+
     assert (
         "below its gate on 2 held-out solutions" in shown.err
         and "within_problem" in shown.err
         and "brier 0.041 (95 %" in shown.err
         and "fix:" in shown.err
     )
+def test_what_no_reader_can_read_is_named(tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps(PROCESSBENCH[0]) + "\n" + "[" * 100_000 + "\n")
+    read = read_labels(file, "prm")
+    assert len(read.rows) == 1 and read.set_aside[0].startswith("line 2: ") and len(read.set_aside) == 1
+    file.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="line 1"):
+        read_labels(file, "prm")
+    file.write_bytes(json.dumps(PROCESSBENCH[0]).encode() + b"\n\xe9\n")
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_labels(file, "prm")
+
+
     assert json.loads(shown.out.splitlines()[-1])["held_out_solutions"] == 2
     assert main([*command, "--require", "step_aurok=0.5"]) == 2 and "did you mean `step_auroc`" in capsys.readouterr().err
     with pytest.raises(SystemExit):
