@@ -197,7 +197,7 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--threshold: an irm has none", fix="leave it out")
     if options.out is not None and Path(options.out).is_file():
         raise UserError(f"--out {options.out}: a file", fix="give a folder")
-    from reward_models.formats.files import Labels, read_labels
+    from reward_models.formats.files import read_labels
 
     rows = "irm" if options.kind == "irm" else "prm"  # an orm reads and is read as a prm is
     labels = read_labels(options.labels, rows)
@@ -206,19 +206,18 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             f"{options.labels}: none of {len(labels.rows)} rows is held out", fix='set "split": "held_out" on the rows to measure on'
         )
-    fixed_on = read_labels(options.threshold_from, rows) if options.threshold_from is not None else Labels([])
+    fixed_on = read_labels(options.threshold_from, rows).rows if options.threshold_from is not None else None
     from reward_models.evaluate import evaluate_instruction, evaluate_process
     from reward_models.instruction import InstructionRewardModel
-    from reward_models.labels import at_threshold, made_ready
+    from reward_models.labels import made_ready
 
     if options.kind == "irm":
         result = evaluate_instruction(InstructionRewardModel.load(options.model), held_out)
     else:
         model = _load(options)
-        if model.settings.threshold is not None:
-            held_out = [at_threshold(row, model.settings.threshold) for row in held_out]
         held_out = made_ready(held_out, model.settings)
-        result = evaluate_process(model, held_out, threshold=_threshold(options, model, fixed_on.rows, held_out))
+        other = made_ready(fixed_on, model.settings) if fixed_on is not None else None
+        result = evaluate_process(model, held_out, threshold=_threshold(options, model, other, held_out))
     result |= {"shape": labels.shape, "set_aside": len(labels.set_aside), "set_aside_first": labels.set_aside[:5]}
     _show(options, result)
     return result
@@ -240,13 +239,13 @@ def _stored(model: str) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def _threshold(options: argparse.Namespace, model: Any, fixed_on: list[Any], held_out: list[Any]) -> float:
+def _threshold(options: argparse.Namespace, model: Any, fixed_on: list[Any] | None, held_out: list[Any]) -> float:
     """Of the first error: given, fixed on another file, as training fixed it, or 0.5."""
     from reward_models.evaluate import fit_threshold
 
     if options.threshold is not None:
         return options.threshold
-    if fixed_on:
+    if fixed_on is not None:
         known = {(row.question, row.steps) for row in held_out}
         other = [row for row in fixed_on if (row.question, row.steps) not in known]
         if not other:

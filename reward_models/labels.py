@@ -75,8 +75,11 @@ def made_ready(rows: Sequence[SteppedSolution], settings: ProcessModelConfig) ->
                 "outcome: no row says whether its answer is `correct`", fix="give rows with it, or train a process reward model"
             )
         return [by_outcome(row) for row in rows]
-    if settings.neutral == "keep":
-        return list(rows)
-    return [
-        row if row.rates is not None else row.model_copy(update={"labels": tuple(decided(row.labels, settings.neutral))}) for row in rows
-    ]
+    return [_judged_anew(row, settings) for row in rows]
+
+
+def _judged_anew(row: SteppedSolution, settings: ProcessModelConfig) -> SteppedSolution:
+    """By the threshold where it keeps rates, else by what neutral labels become."""
+    if row.rates is not None:
+        return row if settings.threshold is None else at_threshold(row, settings.threshold)
+    return row.model_copy(update={"labels": tuple(decided(row.labels, settings.neutral))})

@@ -366,21 +366,6 @@ def test_a_preference_rows_texts_are_what_is_scored():
             read_preference(bad)
 
 
-def test_a_file_without_one_good_row_is_a_mistake(tmp_path):
-    file = write(tmp_path / "p.jsonl", [PROCESSBENCH[0] | {"label": 9}])
-    with pytest.raises(UserError, match="no row of shape processbench could be read.*line 1: label 9"):
-        read_labels(file, "prm")
-
-
-# ------------------------------------------------------------------------------------------------ the command line
-
-
-def test_require_is_a_gate(models, tmp_path, capsys):
-    command = ["evaluate", "prm", "--model", "m", "--labels", write(tmp_path / "p.jsonl", PROCESSBENCH)]
-    assert main([*command, "--require", "step_auroc=0", "ece=1"]) == 0
-    capsys.readouterr()
-    assert main([*command, "--require", "within_problem=1", "--require", "brier=0"]) == 2
-    shown = capsys.readouterr()
 def test_rows_of_one_conversation_are_of_one_seed():
     """Or training and held-out rows would share it."""
     from reward_models.formats.lists import read_preference

@@ -78,6 +78,8 @@ def test_neutral_steps_are_what_the_settings_say():
     assert made_ready([human, measured], ProcessModelConfig()) == [human, measured]
     ready = made_ready([human, measured], ProcessModelConfig(neutral="wrong"))
     assert ready[0].labels == (1.0, 0.0, None, 0.0) and ready[1] is measured  # half of its completions is no neutral verdict
+    ready = made_ready([human, measured], ProcessModelConfig(threshold=0.4))
+    assert ready == [human, at_threshold(measured, 0.4)] and made_ready(ready, ProcessModelConfig(threshold=0.4)) == ready
 
 
 def test_by_outcome_a_solution_is_one_step_and_rows_without_outcome_are_not_judged():
