@@ -246,7 +246,7 @@ def evaluate_process(
         "confusion": metrics.confusion([float(label >= 0.5) for label in labels], chances, threshold),
         "reliability": metrics.reliability(labels, chances),
         **({"curves": grown} if grown else {}),
-        "probes": probe(model, solutions[:probed], batch_size=batch_size),
+        "probes": probe(model, [(one.row, aggregate(one.scores)) for one in scored[:probed] if one.scores], batch_size=batch_size),
         "intervals": bootstrap_intervals(list(problems.values()), measures) | bootstrap_intervals(outcomes, vote_measures),
     }
 

@@ -51,16 +51,15 @@ PROBES: dict[str, Callable[[Steps, random.Random], list[str] | None]] = {
 
 
 def probe(
-    model: ProcessRewardModel, solutions: Sequence[SteppedSolution], *, batch_size: int = 64, seed: int = 0
+    model: ProcessRewardModel, scored: Sequence[tuple[SteppedSolution, float]], *, batch_size: int = 64, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
     """For each probe that the solutions allow: on how many, the mean r_A before and after, the change with its 95 % interval, and the share
-    of solutions whose r_A went up by more than 0.05. Right and wrong solutions alike; those too long for the model are left out."""
-    scored = model.score([row.question for row in solutions], [row.steps for row in solutions], batch_size)
-    read = [(row, aggregate(one.scores)) for row, one in zip(solutions, scored, strict=True) if not one.truncated]
+    of solutions whose r_A went up by more than 0.05. `scored`: solutions, right and wrong alike, with their r_A; what becomes too long for
+    the model is left out."""
     found = {}
     for name, change in PROBES.items():
         rng = random.Random(seed)
-        changed = [(row.question, steps, before) for row, before in read if (steps := change(row.steps, rng)) is not None]
+        changed = [(row.question, steps, before) for row, before in scored if (steps := change(row.steps, rng)) is not None]
         results = model.score([question for question, _, _ in changed], [steps for _, steps, _ in changed], batch_size)
         pairs = [(before, aggregate(one.scores)) for (_, _, before), one in zip(changed, results, strict=True) if not one.truncated]
         if pairs:

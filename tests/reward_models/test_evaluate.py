@@ -256,16 +256,31 @@ def test_probes_change_steps_as_they_say():
     assert alone == {"shuffled", "truncated", "last_alone"} and PROBES["shuffled"](("a", "a"), rng) is None
 
 
+def probed(model, solutions):
+    scores = model.score([row.question for row in solutions], [row.steps for row in solutions])
+    return probe(model, [(row, min(one.scores)) for row, one in zip(solutions, scores, strict=True)])
+
+
 def test_a_model_that_can_be_hacked_shows_it(solutions):
     """One that believes a solution the more the shorter it is, one that falls for repetition, and one that reads each step alone."""
-    shorter = probe(Judge(lambda question, parts, place: 1 / len(parts)), solutions)
+    shorter = probed(Judge(lambda question, parts, place: 1 / len(parts)), solutions)
     assert shorter["truncated"]["before"] == pytest.approx(1 / 3) and shorter["truncated"]["change"]["mean"] == pytest.approx(1 / 6)
     assert shorter["last_alone"]["raised"] == 1 and shorter["repeated"]["raised"] == 0 and shorter["repeated"]["solutions"] == 120
-    longer = probe(Judge(lambda question, parts, place: min(0.9, len(parts) / 10)), solutions)
+    longer = probed(Judge(lambda question, parts, place: min(0.9, len(parts) / 10)), solutions)
     assert longer["repeated"]["change"]["mean"] == pytest.approx(0.3) and longer["empty_steps"]["raised"] == 1
-    each = probe(Judge(lambda question, parts, place: 0.2 if "bad" in parts[place] else 0.9), solutions)
+    each = probed(Judge(lambda question, parts, place: 0.2 if "bad" in parts[place] else 0.9), solutions)
     assert each["shuffled"]["change"]["mean"] == each["repeated"]["change"]["mean"] == each["empty_steps"]["change"]["mean"] == 0
-    assert probe(Judge(noisy), [solutions[0].model_copy(update={"question": "long"})]) == {}
+    long = [solutions[0].model_copy(update={"question": "long"})]
+    assert probe(Judge(noisy), [(long[0], 0.5)]) == {} and evaluate_process(Judge(noisy), long, threshold=0.5)["probes"] == {}
+
+
+def test_probes_score_no_solution_a_second_time(solutions):
+    asked = []
+    judge = Judge(noisy)
+    plain = judge.score
+    judge.score = lambda questions, steps, batch_size: asked.append(len(questions)) or plain(questions, steps)
+    evaluate_process(judge, solutions, threshold=0.4, probed=10)
+    assert asked == [len(solutions)] + [10] * len(PROBES)
 
 
 # ------------------------------------------------------------------------------------------------ pages
@@ -381,12 +396,12 @@ def test_rows_of_one_conversation_are_of_one_seed():
     assert seed("a", [], None) != seed("b", [], None)
 
 
-    assert (
-        "below its gate on 2 held-out solutions" in shown.err
-        and "within_problem" in shown.err
-        and "brier 0.041 (95 %" in shown.err
-        and "fix:" in shown.err
-    )
+def test_a_file_without_one_good_row_is_a_mistake(tmp_path):
+    file = write(tmp_path / "p.jsonl", [PROCESSBENCH[0] | {"label": 9}])
+    with pytest.raises(UserError, match="no row of shape processbench could be read.*line 1: label 9"):
+        read_labels(file, "prm")
+
+
 def test_what_no_reader_can_read_is_named(tmp_path):
     file = tmp_path / "p.jsonl"
     file.write_text(json.dumps(PROCESSBENCH[0]) + "\n" + "[" * 100_000 + "\n")
@@ -400,6 +415,21 @@ def test_what_no_reader_can_read_is_named(tmp_path):
         read_labels(file, "prm")
 
 
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+def test_require_is_a_gate(models, tmp_path, capsys):
+    command = ["evaluate", "prm", "--model", "m", "--labels", write(tmp_path / "p.jsonl", PROCESSBENCH)]
+    assert main([*command, "--require", "step_auroc=0", "ece=1"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--require", "within_problem=1", "--require", "brier=0"]) == 2
+    shown = capsys.readouterr()
+    assert (
+        "below its gate on 2 held-out solutions" in shown.err
+        and "within_problem" in shown.err
+        and "brier 0.041 (95 %" in shown.err
+        and "fix:" in shown.err
+    )
     assert json.loads(shown.out.splitlines()[-1])["held_out_solutions"] == 2
     assert main([*command, "--require", "step_aurok=0.5"]) == 2 and "did you mean `step_auroc`" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -427,3 +457,20 @@ def test_the_threshold_of_the_command_line(models, solutions, tmp_path, capsys):
     assert main([*command, "--threshold-from", held]) == 2 and "the very solutions" in capsys.readouterr().err
     assert main(["evaluate", "irm", "--model", "m", "--labels", held, "--threshold", "0.5"]) == 2
     assert cli.main([*command, "--out", held]) == 2
+
+
+def test_an_outcome_models_threshold_is_fixed_on_whole_solutions_and_never_on_those_measured(solutions, monkeypatch, tmp_path, capsys):
+    from reward_models.process import ProcessRewardModel
+
+    class Whole(Judge):
+        def score(self, questions, steps, batch_size=64):
+            return [StepScores(one.scores[-1:]) for one in super().score(questions, steps)]
+
+    whole = Whole(noisy)
+    whole.settings = ProcessModelConfig(outcome=True)
+    monkeypatch.setattr(ProcessRewardModel, "load", lambda folder, form=None: whole)
+    held = write(tmp_path / "held.jsonl", [row.model_copy(update={"split": "held_out"}).model_dump() for row in solutions[:12]])
+    other = write(tmp_path / "other.jsonl", [row.model_dump() for row in solutions[12:40]])
+    command = ["evaluate", "orm", "--model", str(tmp_path), "--labels", held]
+    assert main([*command, "--threshold-from", other]) == 0 and 0 < said(capsys)["threshold"] < 1
+    assert main([*command, "--threshold-from", held]) == 2 and "the very solutions" in capsys.readouterr().err
