@@ -160,7 +160,12 @@ def _rendered(tokenizer: Tokenizer, system: str | None, turns: Sequence[tuple[st
     messages = [{"role": role, "content": hole if text is None else text} for role, text in turns]
     if system:
         messages.insert(0, {"role": "system", "content": system})
-    return str(tokenizer.apply_chat_template(messages, tokenize=False)).split(hole)
+    parts = str(tokenizer.apply_chat_template(messages, tokenize=False)).split(hole)
+    if len(parts) - 1 != sum(text is None for _, text in turns):
+        raise UserError(
+            "forms rlhflow and qwen: the chat template does not show every turn once", fix="give a tokenizer whose template does"
+        )
+    return parts
 
 
 # ------------------------------------------------------------------------------------------ heads

@@ -8,7 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, LlamaConfig, LlamaForTokenClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForTokenClassification,
+)
 
 from reward_models.cli import main
 from reward_models.config import ProcessForm, ProcessModelConfig
@@ -164,6 +170,17 @@ def test_words_that_are_one_token_a_missing_head_and_logits_behind_the_head(publ
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="final_logit_softcapping"):
         ProcessRewardModel.load(tmp_path, form="math_shepherd")
+
+
+def test_a_template_that_leaves_turns_out_is_told(published, tmp_path):
+    """Else steps would be judged at the turns of others."""
+    for file in published["words"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.chat_template = "{% for message in messages[-2:] %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="every turn once"):
+        ProcessRewardModel.load(tmp_path, form="rlhflow")
 
 
 def test_our_own_form_needs_no_telling(tmp_path):
