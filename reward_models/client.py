@@ -5,6 +5,7 @@ A failure is an error with a message, never a score. No torch is needed to ask w
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import math
@@ -48,7 +49,7 @@ class RewardServers:
 
     def __init__(self, urls: Sequence[str], kind: str, *, token_env: str = TOKEN_ENV, timeout_s: float = 300.0, retries: int = 8) -> None:
         self.urls, self.kind, self.timeout_s, self.retries, self.token_env = list(urls), kind, timeout_s, retries, token_env
-        self._token = os.environ.get(token_env, "").strip()
+        self._token = read_token(token_env)
         self._resting: dict[str, float] = {}  # server -> when it is asked in its turn again
         self._lock = threading.Lock()
         self.digest, limits, silent = _one_model(self.urls, kind)
@@ -165,9 +166,18 @@ class ServedProcessModel:
 
         scored = self.servers.scores("/v1/solutions", "solutions", rows, read)
         for row, result in zip(rows, scored, strict=True):
-            if len(result.scores) != (0 if result.truncated else len(row["steps"])):
+            steps = len(row["steps"])
+            if len(result.scores) not in ((0,) if result.truncated else (steps, min(1, steps))):  # of an outcome model one in all
                 raise UserError(f"a server gave {len(result.scores)} scores for {len(row['steps'])} steps", fix="look after the servers")
         return scored
+
+
+def read_token(name: str) -> str:
+    """What the environment variable holds, empty where it is not set. Raises UserError for what no HTTP header can carry."""
+    token = os.environ.get(name, "").strip()
+    if not (token.isascii() and token.isprintable()):
+        raise UserError(f"the environment variable {name} holds no token: HTTP headers are printable ASCII", fix="choose another token")
+    return token
 
 
 def served_digest(urls: Sequence[str], kind: str) -> str:
@@ -212,16 +222,14 @@ def _request(
     """Status, seconds of Retry-After, body. Raises _Passing where there is no whole answer. Neither proxies nor redirects are followed."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.netloc, timeout=timeout_s)
     try:
-        connection.request(method, parts.path.rstrip("/") + path, body, headers or {})
-        response = connection.getresponse()
-        wait = response.headers.get("Retry-After", "")
-        return response.status, float(wait) if wait.isdigit() else 0.0, response.read()
+        with contextlib.closing(kind(parts.netloc, timeout=timeout_s)) as connection:  # an address that is none is told here, too
+            connection.request(method, parts.path.rstrip("/") + path, body, headers or {})
+            response = connection.getresponse()
+            wait = response.headers.get("Retry-After", "")
+            return response.status, float(wait) if wait.isdecimal() else 0.0, response.read()
     except (OSError, http.client.HTTPException) as error:
         raise _Passing(str(error) or type(error).__name__) from None
-    finally:
-        connection.close()
 
 
 def pieces_of(rows: Sequence[str], most_rows: int, most_bytes: int) -> list[list[str]]:

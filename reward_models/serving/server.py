@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import signal
 import socket
 import sys
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from reward_models.client import read_token
 from reward_models.errors import UserError
 from reward_models.serving.batching import Batcher, BatchLimits
 
@@ -88,11 +88,9 @@ def serve(options: ServeOptions) -> None:
 def _token(name: str | None) -> str | None:
     if name is None:
         return None
-    token = os.environ.get(name, "").strip()
+    token = read_token(name)
     if not token:
         raise UserError(f"--token-env {name}: this environment variable is not set, or empty", fix=f"export {name}=..., the token itself")
-    if not token.isascii():
-        raise UserError(f"--token-env {name}: the token is not ASCII, and HTTP headers are", fix="choose another token")
     return token
 
 

@@ -7,13 +7,15 @@ import socket
 import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from reward_models import client
 from reward_models.client import RewardServers, ServedInstructionModel, ServedProcessModel, pieces_of, served_digest
+from reward_models.config import ProcessModelConfig
 from reward_models.errors import UserError
-from reward_models.process import ProcessRewardModel
+from reward_models.process import SETTINGS, ProcessRewardModel
 
 NUMBERS = [str(number / 128) for number in range(128)]
 HALVES = [number / 256 for number in range(128)]
@@ -164,6 +166,31 @@ def test_step_scores_must_fit_the_steps(scripted):
     for wrong in (answer(step_scores=[0.5, 0.5]), answer(truncated=True), answer(step_scores=[])):
         with pytest.raises(UserError, match=r"scores for 1 steps"):
             ServedProcessModel([scripted(wrong)]).score(["q"], [["a"]])
+
+
+def test_an_outcome_model_gives_one_score_in_all(serve, model_folders, tmp_path):
+    from reward_models.serving.models import load
+
+    for file in Path(model_folders["prm"]).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / SETTINGS).write_text(ProcessModelConfig(max_length=96, outcome=True).model_dump_json())
+    steps = [["Ben 3+4=7", "#### 7"], ["a"], []]
+    local = ProcessRewardModel.load(tmp_path).score(["q"] * 3, steps)
+    with serve(partial(load, None, str(tmp_path), "cpu")) as (url, _):
+        served = ServedProcessModel([url]).score(["q"] * 3, steps)
+    assert [len(one.scores) for one in served] == [1, 1, 0]
+    assert [one.scores for one in served] == [pytest.approx(one.scores, abs=1e-5) for one in local]
+
+
+def test_an_address_or_a_token_that_is_none_is_a_mistake(monkeypatch):
+    for address in ("http://my host:1", "http://h:port"):
+        with pytest.raises(UserError, match="no server of the process reward model answers"):
+            ServedProcessModel([address])
+    for token in ("s€cret", "two\nlines"):
+        monkeypatch.setenv(client.TOKEN_ENV, token)
+        with pytest.raises(UserError, match=client.TOKEN_ENV) as told:
+            ServedProcessModel(["http://h:1"])
+        assert token not in str(told.value)
 
 
 def test_another_model_than_at_the_start_is_told(serve, halving, scripted):
