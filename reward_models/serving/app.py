@@ -24,8 +24,8 @@ from reward_models.process import StepScores, aggregate
 from reward_models.serving.batching import Batcher, NotReady, QueueFull
 from reward_models.serving.door import GONE, Door
 from reward_models.serving.metrics import Metrics
+from reward_models.serving.models import Undivided
 from reward_models.serving.openrlhf import PromptReader
-from reward_models.steps import split_steps
 
 RETRY_AFTER_S = 1
 
@@ -121,7 +121,9 @@ def create_app(batcher: Batcher, metrics: Metrics, limits: RequestLimits, token:
 
     @app.post("/v1/solutions")
     async def solutions(asked: SolutionsRequest, request: Request) -> JSONResponse:
-        rows = [(one.question, one.steps if one.steps is not None else _steps(str(one.text), asked.delimiter)) for one in asked.solutions]
+        rows = [
+            (one.question, one.steps if one.steps is not None else Undivided(one.text or "", asked.delimiter)) for one in asked.solutions
+        ]
         results: list[StepScores] = await score(request, "prm", rows)
         return JSONResponse(
             {
@@ -154,7 +156,7 @@ def create_app(batcher: Batcher, metrics: Metrics, limits: RequestLimits, token:
             answers = [reader.answer(query, prompt) for query, prompt in zip(asked.query, asked.prompts, strict=True)]
             if None in answers:
                 raise Mistake(422, f"query.{answers.index(None)}: does not begin with its prompt, so its answer is not known")
-            rows = [(question, _steps(str(answer), "\n")) for question, answer in zip(questions, answers, strict=True)]
+            rows = [(question, Undivided(answer or "", "\n")) for question, answer in zip(questions, answers, strict=True)]
             results: list[StepScores] = await score(request, "prm", rows)
             for place, result in enumerate(results):
                 if result.truncated:
@@ -183,12 +185,14 @@ def create_app(batcher: Batcher, metrics: Metrics, limits: RequestLimits, token:
             raise Mistake(503, "too many rows wait; try again later") from None
         answer = asyncio.wrap_future(asked)
         gone = asyncio.ensure_future(request.receive())
-        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-        gone.cancel()
-        if not answer.done():
+        try:
+            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise Mistake(GONE, "the client is gone")
+            return answer.result()
+        finally:  # also where this handler is cancelled, as at a stop that took too long
+            gone.cancel()
             asked.cancel()  # at once: asyncio's own future would tell it in the loop's next round, after the count of this request
-            raise Mistake(GONE, "the client is gone")
-        return answer.result()
 
     @app.exception_handler(Mistake)
     async def mistake(request: Request, error: Mistake) -> JSONResponse:
@@ -222,12 +226,8 @@ def _not_ready() -> Mistake:
     return Mistake(503, "the models are not loaded yet, or the server is about to stop")
 
 
-def _steps(text: str, delimiter: str) -> list[str]:
-    return [step.text for step in split_steps(text, delimiter)]
-
-
 def _characters(row: Any) -> int:
     if isinstance(row, str):
         return len(row)
     question, steps = row
-    return len(question) + sum(len(step) + 1 for step in steps)
+    return len(question) + (len(steps.text) if isinstance(steps, Undivided) else sum(len(step) + 1 for step in steps))

@@ -122,11 +122,11 @@ class Batcher:
         return job.answer
 
     def close(self) -> None:
-        """Score what waits, then end."""
+        """Score what waits, then end. A load that is under way is not waited for: its thread ends with the process."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        if self._thread.is_alive():
+        if self.models:
             self._thread.join()
 
     def _work(self) -> None:
@@ -184,7 +184,7 @@ class Batcher:
         kind = rows[0].job.kind
         model, began = self.models[kind], time.monotonic()
         try:
-            results = model.score([row.read for row in rows])
+            scored = list(zip(rows, model.score([row.read for row in rows]), strict=True))
         except Exception as error:
             if len(rows) == 1:
                 rows[0].job.fail(error)
@@ -193,5 +193,5 @@ class Batcher:
                     self._score([row])
             return
         self._observe(kind, len(rows), sum(model.tokens(row.read) for row in rows), time.monotonic() - began)
-        for row, result in zip(rows, results, strict=True):
+        for row, result in scored:
             row.job.put(row.place, result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from reward_models.errors import UserError
 from reward_models.instruction import InstructionRewardModel, score_ids
 from reward_models.process import ProcessRewardModel, StepScores
 from reward_models.serving.openrlhf import PromptReader
+from reward_models.steps import split_steps
 
 NOT_THE_MODEL = {"training_args.bin", "metrics.json", "README.md"}  # beside it in its folder; they change no score
 
@@ -37,16 +39,27 @@ class Instructions:
         return self._model.calibration.win_rate(raw)
 
 
+@dataclass(frozen=True)
+class Undivided:
+    """A solution's text whose steps are still to be found: millions of them in one request, which would hold up who only hears it."""
+
+    text: str
+    delimiter: str
+
+
 class Solutions:
-    """Rows are (question, steps), results StepScores."""
+    """Rows are (question, steps) or (question, Undivided), results StepScores."""
 
     def __init__(self, folder: str | Path, device: str) -> None:
         self.digest, self._model = digest(folder), ProcessRewardModel.load(folder, device)
         self.tokenizer, self.max_length = self._model.tokenizer, self._model.settings.max_length
         self.prompts = PromptReader(self.tokenizer)
 
-    def read(self, row: tuple[str, Sequence[str]]) -> StepColumns:
-        return self._model.columns(*row)
+    def read(self, row: tuple[str, Sequence[str] | Undivided]) -> StepColumns:
+        question, steps = row
+        if isinstance(steps, Undivided):
+            steps = [step.text for step in split_steps(steps.text, steps.delimiter)]
+        return self._model.columns(question, steps)
 
     def tokens(self, read: StepColumns) -> int:
         return len(read.ids) if read.columns and len(read.ids) <= self.max_length else 0

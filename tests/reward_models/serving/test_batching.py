@@ -85,6 +85,32 @@ def test_one_row_that_fails_takes_no_other_request_with_it(started):
     assert batcher.submit("a", ["3"]).result(10) == [1.5]
 
 
+def test_a_model_that_loses_a_result_fails_its_requests_and_the_others_go_on(halving):
+    class Losing(halving):
+        def score(self, read):
+            return super().score(read)[: -1 if "13" in read else None]
+
+    batcher = Batcher(lambda: {"a": Losing()}, BatchLimits(wait_s=0.0))
+    batcher.start()
+    while not batcher.models:
+        time.sleep(0.001)
+    with pytest.raises(ValueError, match="shorter"):
+        batcher.submit("a", ["1", "13"]).result(10)
+    assert batcher.submit("a", ["1"]).result(10) == [0.5]
+    batcher.close()
+
+
+def test_the_end_does_not_wait_for_a_load():
+    may = threading.Event()
+    batcher = Batcher(lambda: {"loaded": may.wait(30)}, BatchLimits())
+    batcher.start()
+    ending = threading.Thread(target=batcher.close)
+    ending.start()
+    ending.join(10)
+    assert not ending.is_alive()
+    may.set()
+
+
 def test_the_end_answers_what_waits_and_takes_no_more(started):
     batcher, model, _ = started(rows=2)
     answers = [batcher.submit("a", [str(n)]) for n in range(5)]

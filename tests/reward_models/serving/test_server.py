@@ -13,13 +13,15 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
 
 from reward_models.cli import main
+from reward_models.data import StepColumns
 from reward_models.instruction import InstructionRewardModel
-from reward_models.process import ProcessRewardModel, aggregate
+from reward_models.process import ProcessRewardModel, StepScores, aggregate
 from reward_models.serving.batching import BatchLimits
 
 INSTRUCTIONS = ["Ann has 3 pens. How many?", "How many?", "", "naïve — 数学 😀 " * 30, "Ann has 3 pens. How many?"]
@@ -202,6 +204,76 @@ def test_a_full_queue_asks_to_come_back_and_a_client_that_left_leaves_it(serve, 
         assert first.result(10)[1]["scores"] == [0.0]
         assert ask(url, "/v1/instructions", {"instructions": ["1", "2"]})[1]["scores"] == [0.5, 1.0]
         assert model.forwards == [["0"], ["1", "2"]]
+
+
+def test_steps_are_found_by_the_scoring_thread_and_whoever_asks_meanwhile_is_answered(serve, ask, halving, monkeypatch):
+    """A text of millions of steps is seconds of work."""
+    from reward_models.serving import models
+
+    inside, may = threading.Event(), threading.Event()
+
+    def slow(text, delimiter):
+        inside.set()
+        assert may.wait(30)
+        return []
+
+    monkeypatch.setattr(models, "split_steps", slow)
+    solutions = models.Solutions.__new__(models.Solutions)
+    solutions.digest, solutions.max_length = "d", 9
+    solutions._model = SimpleNamespace(columns=lambda *_: StepColumns([], 0, []), score_read=lambda read, _: [StepScores(())] * len(read))
+    with serve(lambda: {"prm": solutions}) as (url, _), ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask, url, "/v1/solutions", {"solutions": [{"question": "q", "text": "a\nb"}]})
+        assert inside.wait(10) and ask(url, "/health")[0] == 200 and not answer.done()
+        may.set()
+        assert answer.result(10)[0] == 200
+
+
+def test_a_handler_that_is_cancelled_takes_its_rows_along(halving):
+    """As at a stop that lasts too long: nobody waits for them."""
+    import asyncio
+
+    from reward_models.serving.app import RequestLimits, create_app
+    from reward_models.serving.batching import Batcher
+    from reward_models.serving.metrics import Metrics
+
+    model, body = halving(), json.dumps({"instructions": ["1"]}).encode()
+    batcher = Batcher(lambda: {"irm": model}, BatchLimits(wait_s=0.0))
+    app = create_app(batcher, Metrics(), RequestLimits())
+    batcher.start()
+    while not batcher.models:
+        time.sleep(0.001)
+    model.gate.clear()
+    held = batcher.submit("irm", ["0"])
+    assert model.inside.wait(10)
+    scope = {"type": "http", "method": "POST", "path": "/v1/instructions", "raw_path": b"", "query_string": b"", "http_version": "1.1"}
+    scope |= {
+        "headers": [(b"content-type", b"application/json")],
+        "scheme": "http",
+        "server": ("h", 1),
+        "client": ("c", 1),
+        "root_path": "",
+    }
+
+    async def cancelled():
+        first = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive():
+            return first.pop() if first else await asyncio.Event().wait()
+
+        async def send(message):
+            pass
+
+        asking = asyncio.ensure_future(app(scope, receive, send))
+        while not batcher.waiting:
+            await asyncio.sleep(0.001)
+        asking.cancel()
+        await asyncio.wait([asking])
+
+    asyncio.run(cancelled())
+    model.gate.set()
+    assert held.result(10) == [0.0]
+    batcher.close()
+    assert model.forwards == [["0"]]
 
 
 def test_not_ready_before_the_models_are_loaded(serve, ask, halving):
