@@ -43,7 +43,7 @@ def run(ctx: StageContext) -> dict:
     model_settings = ctx.config.model
     tokenizer = load_tokenizer(start, trust_remote_code=model_settings.trust_remote_code)
 
-    # 1. Sample and score; every process does the same work, so that all hold the same pairs.
+    # 1. Sample and score; every process does the same work, and all hold the main one's samples, hence the same pairs.
     samples = sample_scored(ctx, settings)
 
     # 2. Best against worst.
@@ -59,7 +59,7 @@ def run(ctx: StageContext) -> dict:
 
 
 def sample_scored(ctx: StageContext, settings: DpoStage | RftStage) -> list[Sample]:
-    """`samples_per_prompt` scored answers to `count` prompts from the policy of `init`."""
+    """`samples_per_prompt` scored answers to `count` prompts from the policy of `init`, the same ones on every process."""
     start, trust = model_folder(ctx.inputs["init"]), ctx.config.model.trust_remote_code
     tokenizer = load_tokenizer(start, trust_remote_code=trust)
     policy = load_policy(start, dtype=ctx.config.model.dtype, trust_remote_code=trust, device=pick_device(ctx.config.launch.device))
@@ -78,7 +78,8 @@ def sample_scored(ctx: StageContext, settings: DpoStage | RftStage) -> list[Samp
             progress=advance,
         )
     reward = load_reward(settings, ctx.inputs, tokenizer, ctx.config.model, stops, ctx.config.launch.device)
-    return score_answers(reward, answers)
+    # A served model's last digits hang on who else asks, and two processes whose scores differ may keep different numbers of pairs.
+    return dist.broadcast_object(score_answers(reward, answers))
 
 
 def _train(ctx: StageContext, settings: DpoStage, pairs: list[Pair], start, tokenizer) -> dict[str, float]:

@@ -16,11 +16,11 @@ from reward_models.client import ServedInstructionModel, ServedProcessModel
 from reward_models.errors import UserError as RewardModelsError
 from reward_models.process import ProcessRewardModel
 from rlef import launch, pipeline
-from rlef.config import Config, PpoStage, addresses, load_config
+from rlef.config import Config, DpoStage, PpoStage, addresses, load_config
 from rlef.errors import UserError
 from rlef.rl import scorers
 from rlef.run_dir import RunDir
-from rlef.stages import ppo
+from rlef.stages import dpo, ppo
 from rlef.stages.context import StageContext
 from rlef.tracking import Tracker
 
@@ -115,6 +115,16 @@ def test_each_scorer_is_served_or_loaded(inputs, monkeypatch):
     assert asked == [["http://a:1"], ["http://a:1", "http://b:1"]]
     assert isinstance(scorers.process_scorer("prm", inputs, "cpu"), ProcessRewardModel)
     assert scorers.process_scorer(None, {}, "cpu") is None and scorers.instruction_scorer("none", {}, "cpu") is None
+
+
+def test_all_processes_of_dpo_hold_the_main_ones_scores(inputs, tmp_path, monkeypatch):
+    """Each asks the server, and the last digits of its answers hang on who else asks."""
+    settings = DpoStage(count=2, samples_per_prompt=2, max_tokens=4)
+    config = Config.model_validate({"model": {"random": {}}, "stages": {"dpo": settings.model_dump()}})
+    context = StageContext("dpo", config, settings, inputs, tmp_path, Tracker("dpo", tmp_path / "metrics.jsonl", quiet=True))
+    own = dpo.sample_scored(context, settings)
+    monkeypatch.setattr(dpo.dist, "broadcast_object", lambda samples: [*samples, "the main one's"])
+    assert dpo.sample_scored(context, settings) == [*own, "the main one's"] and len(own) == 4
 
 
 @pytest.mark.slow
