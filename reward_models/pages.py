@@ -9,6 +9,11 @@ from typing import Any
 from reward_models.charts import line_chart
 
 Table = tuple[str, list[str], list[list[str]]]  # title, head, rows
+STYLE = (
+    ":root{--c1:#0969da;--c2:#bf3989;--c3:#1a7f37;--c4:#9a6700}body{font:14px sans-serif;max-width:960px;margin:24px auto;padding:0 12px}"
+    "svg{width:420px;max-width:100%;margin:4px}svg text{font:12px sans-serif}svg .a{fill:#59636e;font-size:11px}svg .g{stroke:#d5dbe1}"
+    "td,th{padding:2px 12px 2px 0;text-align:right}td:first-child,th:first-child{text-align:left}"
+)
 CURVES = {"pass": "pass@N", "weighted_vote": "weighted vote", "best_of": "best of N", "majority": "majority"}
 
 
@@ -86,19 +91,20 @@ def page(title: str, result: Mapping[str, Any]) -> str:
                 "calibration",
                 {"perfect": [(0.0, 0.0), (1.0, 1.0)], "model": points},
                 "mean score of a bin; upwards the share that is right",
+                shares=True,
             )
         )
     if "curves" in result:
         rows = result["curves"]["rows"]
         lines = {label: [(row["n"], row[key]["mean"], *row[key]["ci95"]) for row in rows] for key, label in CURVES.items()}
-        pictures.append(line_chart("share of problems right, with 95 % intervals", lines, "solutions a problem, N", doubling=True))
+        across = "solutions a problem, N"
+        pictures.append(line_chart("share of problems right, with 95 % intervals", lines, across, shares=True, doubling=True))
         ahead = {"r_A of the chosen": [(row["n"], row["proxy"]) for row in rows]}
         ahead |= {"share right": [(row["n"], row["best_of"]["mean"], *row["best_of"]["ci95"]) for row in rows]}
-        pictures.append(line_chart("over-optimisation: score against truth", ahead, "best of N", doubling=True))
+        pictures.append(line_chart("over-optimisation: score against truth", ahead, "best of N", shares=True, doubling=True))
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>body{{font:14px sans-serif;'
-        "max-width:960px;margin:24px auto;padding:0 12px}svg{width:420px;max-width:100%;margin:4px}td,th{padding:2px 12px 2px 0;"
-        f"text-align:right}}td:first-child,th:first-child{{text-align:left}}</style><h1>{html.escape(title)}</h1>"
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+        f"<h1>{html.escape(title)}</h1>"
         f"<div>{''.join(pictures)}</div>{''.join(map(_as_html, tables(result)))}</html>\n"
     )
 

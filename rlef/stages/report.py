@@ -14,8 +14,9 @@ from typing import Any
 
 import yaml
 
+from reward_models.charts import line_chart
 from reward_models.statistics import in_points
-from rlef.charts import interval_chart, line_chart
+from rlef.charts import interval_chart
 from rlef.errors import UserError
 from rlef.records import Eliminated, Problem, Rollout, read_jsonl
 from rlef.stages.context import StageContext

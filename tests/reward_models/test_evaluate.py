@@ -293,11 +293,7 @@ def test_tables_and_page_say_what_was_found_and_need_no_network(measured):
     assert re.search(r"last alone +120", text) is None and "last alone" in text  # a hundred are probed
     written = page("prm on <a&b>", result)
     assert written.count("<svg") == 3 and "&lt;a&amp;b&gt;" in written and "<a&b>" not in written and "nan" not in written
-    assert (
-        set(re.findall(r"https?://[^\"]*", written)) == {"http://www.w3.org/2000/svg"}
-        and "<script" not in written
-        and "src=" not in written
-    )
+    assert "http" not in written and "<script" not in written and "src=" not in written
     irm = page("irm", evaluate_instruction(Ranker(lambda text: hash_of(text) % 13), lists()))
     assert irm.count("<svg") == 1 and "by rank gap" in irm
 

@@ -7,7 +7,8 @@ import json
 import pytest
 import yaml
 
-from rlef.charts import interval_chart, line_chart
+from reward_models.charts import line_chart
+from rlef.charts import interval_chart
 from rlef.errors import UserError
 from rlef.records import Eliminated, Lineage, Problem, Rollout, Truth, problem_id, read_jsonl, write_jsonl
 from rlef.stages.evolve import OUTSIDE
