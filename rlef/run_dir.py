@@ -85,10 +85,6 @@ class RunDir:
         return self.root / name
 
     @property
-    def metrics_file(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
     def summary_file(self) -> Path:
         return self.root / "summary.json"
 

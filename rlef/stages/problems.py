@@ -35,10 +35,6 @@ def run(ctx: StageContext) -> dict:
         held_out = [problem for file in files for problem in read_problems(file, limit=settings.held_out)[0]]
         if not held_out and settings.source == "datasets" and settings.held_out_split:
             held_out, _ = _from_source(settings, settings.path, settings.held_out_split, settings.held_out)
-        if not held_out and any(stage.kind == "evaluate" for stage in ctx.config.stages.values()):
-            raise UserError(
-                f"{ctx.name}: no held-out problems", fix="set evaluate.path=FILE, or problems.held_out_path, or problems.held_out_split"
-            )
         known = {problem.id for problem in held_out}
         counts["held_out_too"] = sum(problem.id in known for problem in seeds)
         seeds = [problem for problem in seeds if problem.id not in known]
