@@ -69,13 +69,13 @@ def serve(options: ServeOptions) -> None:
     if options.host not in LOOPBACK and token is None:
         print("anybody who reaches this address may ask: --token-env NAME lets only those in who know a token", file=sys.stderr, flush=True)
 
-    def give_up() -> None:
+    def leave(*_: object) -> None:
         server.should_exit = True
 
-    # uvicorn raises the signal that ended it once more, when all is answered: that second one must not kill us.
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    # A signal before uvicorn listens to them counts, and the one that ended it, which it raises once more at its end, must not kill us.
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        batcher.start(give_up)
+        batcher.start(leave)
         server.run(sockets=[listening])
         batcher.close()
     finally:

@@ -322,6 +322,23 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch, capsys
     assert "needs uvicorn" in shown and "pip install 'rlef[serve]'" in shown
 
 
+def test_told_to_stop_before_it_listens_it_stops(model_folders, monkeypatch, capsys):
+    import uvicorn
+
+    run = uvicorn.Server.run
+
+    def told(server, sockets):
+        os.kill(os.getpid(), signal.SIGTERM)
+        late = threading.Timer(5.0, lambda: setattr(server, "should_exit", True))
+        late.start()
+        run(server, sockets)
+        assert late.is_alive(), "the signal was lost"
+        late.cancel()
+
+    monkeypatch.setattr(uvicorn.Server, "run", told)
+    assert main(["serve", "--irm", model_folders["irm"], "--port", "0"]) == 0
+
+
 @pytest.mark.slow
 def test_told_to_stop_it_answers_what_is_queued(model_folders, ask, offline):
     """And binds to this machine alone, takes its token from the environment, and ends with code 0."""
