@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
-from rlef.rl.monitor import RULES, Alarms
+from rlef.records import Problem
+from rlef.rl.batch import RolloutBatch
+from rlef.rl.monitor import RULES, Alarms, rollout_metrics
+from rlef.rl.reward import Score
+from rlef.rl.sampling import Prompt, Sample
+from rlef.rollout.base import Completion
 
 START = {
     "rollout/length": 50.0, "rollout/steps": 4.0, "rollout/repeated_steps": 0.1, "rollout/steps_after_answer": 0.0, "rollout/finished": 0.9,
@@ -54,3 +60,14 @@ def test_a_resumed_run_keeps_its_start():
     after.load(before.state())
     assert after.raised(3, START | {"rollout/length": 200.0, "rollout/finished": 0.3}).keys() == {"unfinished"}
     assert after.since == {"length": 2, "unfinished": 3}
+
+
+def test_answers_that_a_reward_model_could_not_read_or_find_are_counted():
+    problem = Problem(id="0" * 16, question="q")
+    samples = [
+        Sample(Prompt(problem, (1,), None), row, Completion((2, 3), (0.0, 0.0), True), Score("", ("s",), (), (), 1.0, 0.0, why, "1", 0, 0))
+        for row, why in enumerate(("too_long", "no_answer", "too_long", None))
+    ]
+    batch = RolloutBatch.of([(1,)] * 4, [(2, 3)] * 4, [(0.0, 0.0)] * 4, range(4))
+    found = rollout_metrics(batch, samples, torch.zeros_like(batch.mask))
+    assert found["rollout/too_long"] == 0.5 and found["rollout/no_answer"] == 0.25
