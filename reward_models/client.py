@@ -166,9 +166,9 @@ class ServedProcessModel:
 
         scored = self.servers.scores("/v1/solutions", "solutions", rows, read)
         for row, result in zip(rows, scored, strict=True):
-            steps = len(row["steps"])
-            if len(result.scores) not in ((0,) if result.truncated else (steps, min(1, steps))):  # of an outcome model one in all
-                raise UserError(f"a server gave {len(result.scores)} scores for {len(row['steps'])} steps", fix="look after the servers")
+            count = len(row["steps"])
+            if len(result.scores) not in ((0,) if result.truncated else (count, min(1, count))):  # of an outcome model one in all
+                raise UserError(f"a server gave {len(result.scores)} scores for {count} steps", fix="look after the servers")
         return scored
 
 

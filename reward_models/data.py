@@ -74,11 +74,12 @@ def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 class SortedSteps(torch.utils.data.Sampler[int]):
     """All rows in random order, those of one optimiser step sorted by length: its micro-batches pad little, and under a loss that is
-    normalised over the whole step nothing else changes. `step_rows`: rows of an optimiser step over all ranks.
+    normalised over the whole step nothing else changes. `step_rows`: rows of an optimiser step over all ranks. The last `blank` rows are
+    always in the last step.
     """
 
-    def __init__(self, lengths: Sequence[int], step_rows: int, seed: int) -> None:
-        self.lengths, self.step_rows, self.seed, self.epoch = list(lengths), step_rows, seed, 0
+    def __init__(self, lengths: Sequence[int], step_rows: int, seed: int, blank: int = 0) -> None:
+        self.lengths, self.step_rows, self.seed, self.epoch, self.blank = list(lengths), step_rows, seed, 0, blank
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -87,10 +88,17 @@ class SortedSteps(torch.utils.data.Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        order = list(range(len(self)))
+        order = list(range(len(self) - self.blank))
         random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        order += range(len(order), len(self))
         for start in range(0, len(order), self.step_rows):
             yield from sorted(order[start : start + self.step_rows], key=lambda row: self.lengths[row])
+
+
+def blanks(rows: Sequence[dict[str, Any]], multiple: int) -> list[dict[str, Any]]:
+    """Rows with nothing to judge that fill `rows` up to a multiple: where ranks would get unequal numbers of micro-batches, accelerate
+    repeats rows, and the last step of an epoch would have another gradient than on one rank."""
+    return [min(rows, key=lambda row: row["length"]) | {"blank": True}] * (-len(rows) % multiple)
 
 
 # ---------------------------------------------------------------------------------------- training rows
@@ -123,9 +131,9 @@ def instruction_rows(
 
 
 def collate_lists(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
-    """All items of all lists in one batch. `labels` has one entry a list, so that the trainer counts lists over all ranks."""
+    """All items of all lists in one batch. `labels` has one entry a list, by which the trainer counts them; IGNORE for a blank row."""
     batch: dict[str, Any] = pad([ids for row in rows for ids in row["items"]], pad_id)
-    batch["labels"] = torch.ones(len(rows))
+    batch["labels"] = torch.tensor([IGNORE if row.get("blank") else 1.0 for row in rows])
     batch["sizes"] = [(len(row["ranks"]), len(row["items"])) for row in rows]
     batch["ranks"] = [torch.tensor(row["ranks"]) for row in rows]
     batch["quality"] = [torch.tensor(row["quality"]) for row in rows]
@@ -236,6 +244,8 @@ def collate_steps(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torc
     labels = torch.full(batch["input_ids"].shape, IGNORE)
     language = torch.zeros(batch["input_ids"].shape)
     for index, row in enumerate(rows):
+        if row.get("blank"):
+            continue
         labels[index, : len(row["labels"])] = torch.tensor(row["labels"])
         language[index, : len(row["language"])] = torch.tensor(row["language"])
     if "parents" in rows[0]:

@@ -45,7 +45,10 @@ def lists_loss(model: Any, inputs: dict[str, Any], *, settings: InstructionModel
     batch = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")}
     scores = model(**batch, use_cache=False).logits[:, 0]
     loss, start = scores.sum() * 0, 0
-    for (own, total), ranks, quality in zip(inputs["sizes"], inputs["ranks"], inputs["quality"], strict=True):
+    for (own, total), ranks, quality, label in zip(inputs["sizes"], inputs["ranks"], inputs["quality"], inputs["labels"], strict=True):
+        if label == IGNORE:
+            start += total
+            continue
         mine, others = scores[start : start + own], scores[start + own : start + total]
         ranks, quality = ranks.to(scores.device), quality.to(scores.device)
         if settings.loss == "listwise":

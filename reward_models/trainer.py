@@ -20,7 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from reward_models import adapters
 from reward_models.config import LoraSettings
-from reward_models.data import SortedSteps
+from reward_models.data import SortedSteps, blanks
 from reward_models.early_stopping import BestWeights
 from reward_models.errors import UserError
 from reward_models.model import Tokenizer, build
@@ -136,6 +136,8 @@ def fit(
     if not trainer.is_world_process_zero():
         return False, None
     unset_hf_deepspeed_config()  # or ZeRO-3 would split what is loaded from here on too, and wait for the other ranks
+    for folder in {Path(out), weights}:
+        Path(folder, "training_args.bin").unlink(missing_ok=True)  # a pickle of the Trainer, with paths of this machine
     if options.lora:
         adapters.merged(start.build()[0], weights).save_pretrained(out)
         tokenizer.save_pretrained(weights)
@@ -144,17 +146,26 @@ def fit(
 
 
 class _GlobalCountTrainer(Trainer):
-    """Hands the global count of `labels` entries to a loss that returns a sum."""
+    """Hands the global count of `labels` entries to a loss that returns a sum. Ranks get equally many micro-batches, by blank rows."""
 
-    def __init__(self, *args: Any, loss_sum: Callable[[PreTrainedModel, dict[str, Any]], torch.Tensor], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        args: TrainingArguments,
+        train_dataset: list[dict[str, Any]],
+        loss_sum: Callable[[PreTrainedModel, dict[str, Any]], torch.Tensor],
+        **kwargs: Any,
+    ) -> None:
+        filling = blanks(train_dataset, args.train_batch_size * args.world_size) if args.world_size > 1 else []
         # A loss function must be set for the Trainer to count; compute_loss below replaces it.
-        super().__init__(*args, compute_loss_func=lambda *_args, **_kwargs: None, **kwargs)
-        self.loss_sum = loss_sum
+        filled: Any = [*train_dataset, *filling]
+        super().__init__(args=args, train_dataset=filled, compute_loss_func=lambda *_args, **_kwargs: None, **kwargs)
+        self.loss_sum, self.blank = loss_sum, len(filling)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SortedSteps:
         rows: Any = train_dataset if train_dataset is not None else self.train_dataset
         step_rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return SortedSteps([row["length"] for row in rows], step_rows, self.args.seed)
+        return SortedSteps([row["length"] for row in rows], step_rows, self.args.seed, self.blank)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

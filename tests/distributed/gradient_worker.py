@@ -16,7 +16,8 @@ from reward_models.data import collate_lists, collate_steps, instruction_rows, s
 from reward_models.losses import IGNORE
 from reward_models.model import build
 from reward_models.records import RankedItem, RankedList, SteppedSolution
-from reward_models.train import _GlobalCountTrainer, lists_loss, steps_loss
+from reward_models.train import lists_loss, steps_loss
+from reward_models.trainer import _GlobalCountTrainer
 
 STEP_ROWS = 8
 KINDS = ("prm", "irm pairwise", "irm listwise")
@@ -56,9 +57,13 @@ class Gradients(TrainerCallback):
         self.seen.append(torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]).numpy())
 
 
-def gradients(kind, policy, micro_batch, world):
-    """(optimiser steps, weights), as the mean over all ranks, and the counts of judged steps or of lists of each forward of this rank."""
+def gradients(kind, policy, micro_batch, world, left_out=0):
+    """(optimiser steps, weights), as the mean over all ranks, and the counts of judged steps or of lists of each forward of this rank.
+
+    `left_out`: so many rows fewer than a step has, which ranks cannot share evenly.
+    """
     model, rows, collate, loss = case(kind, policy)
+    rows = rows[left_out:]
     counts, seen = [], Gradients()
 
     def counted(model, inputs):
@@ -87,3 +92,5 @@ if __name__ == "__main__":
             found, counts = gradients(kind, policy, micro_batch, 2)
             rank = torch.distributed.get_rank()
             np.savez(Path(folder, f"{kind} {micro_batch} {rank}.npz"), gradients=found, counts=counts)
+        uneven, counts = gradients(kind, policy, 2, 2, left_out=3)
+        np.savez(Path(folder, f"{kind} uneven {rank}.npz"), gradients=uneven, counts=counts)

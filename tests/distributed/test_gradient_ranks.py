@@ -44,3 +44,15 @@ def test_8_two_ranks_have_the_gradient_of_one(folders, kind):
             assert np.abs(rank["gradients"] - alone).max() < 1e-10
         if kind == "prm" and micro_batch == 4:  # one rank has the short rows, with nothing to judge, and the other all the steps
             assert min(rank["counts"].sum() for rank in ranks) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_8_rows_that_ranks_cannot_share_evenly_are_not_repeated(folders, kind):
+    """Five rows in micro-batches of two on two ranks: without blank rows three of them would count twice."""
+    start, out = folders
+    alone, counts = gradients(kind, start, STEP_ROWS, 1, left_out=3)
+    ranks = [np.load(out / f"{kind} uneven {rank}.npz") for rank in range(2)]
+    assert sum(int(rank["counts"].sum()) for rank in ranks) == sum(counts) and np.abs(alone).max() > 1e-4
+    for rank in ranks:
+        assert np.abs(rank["gradients"] - alone).max() < 1e-10
