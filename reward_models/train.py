@@ -68,6 +68,10 @@ def steps_loss(
 ) -> torch.Tensor:
     """Sum over the judged steps of a batch. `head` (V, H): the LM head of the language loss; None: without it."""
     batch = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    seen = batch["attention_mask"]
+    if seen.dim() == 4:  # of trees; made additive here, for SDPA does it anew in each layer and keeps all copies until the backward pass
+        dtype = next(model.parameters()).dtype
+        batch["attention_mask"] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
     output = model(**batch, use_cache=False, output_hidden_states=head is not None)
     loss = step_loss(output.logits[..., 0], inputs["labels"], balance=balance)
     if head is not None:

@@ -156,6 +156,24 @@ def test_a_tree_gives_each_step_the_logit_and_the_gradient_of_its_own_row(prm):
     assert len(small) > 2 and all(row["length"] <= max(one["length"] for one in data) for row in small)
 
 
+def test_the_mask_of_trees_is_held_once_for_all_layers(prm):
+    rows = [
+        {"question": "q", "input_ids": [*range(10, 50), 50 + end], "labels": [IGNORE] * 40 + [1.0], "language": [0.0] * 41, "length": 41}
+        for end in range(2)
+    ]
+    batch, kept = collate_steps(step_trees(rows, 200), 0), set()
+
+    def note(tensor):
+        if tensor.shape == batch["attention_mask"].shape:
+            kept.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = steps_loss(prm.model, batch, balance=(1.0, 1.0))
+    loss.backward()
+    assert prm.model.config.num_hidden_layers > 1 and len(kept) == 1
+
+
 def _marks(row, count):
     """Columns of its first `count` labels."""
     return [column for column, label in enumerate(row["labels"]) if label != IGNORE][:count]
