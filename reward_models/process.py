@@ -92,6 +92,7 @@ class ProcessRewardModel:
             rows = [fitting[place] for place in piece]
             # Published tokenizers may have no pad token; any id does, for padding stands behind all that is read.
             batch = pad([read[row].ids for row in rows], int(self.tokenizer.pad_token_id or 0))
+            del batch["attention_mask"]  # padding stands where a causal trunk cannot look, and without a mask attention is half the work
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             logits = self.model(**batch, use_cache=False).logits[..., 0].float().cpu()
             for place, row in enumerate(rows):

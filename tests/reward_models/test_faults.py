@@ -136,19 +136,18 @@ def test_4_truncation_takes_labels(prm, monkeypatch):
 def test_6_a_mask_by_token_id(prm, monkeypatch):
     """The id that pads may stand in a text."""
     question = "Ann" + prm.tokenizer.pad_token * 2 + "3 pens"
+    read, forward = prm.columns(question, ["a", "b"]), prm.model.forward
+    assert prm.tokenizer.pad_token_id in read.ids
+    with torch.no_grad():
+        expected = torch.sigmoid(prm.model(torch.tensor([read.ids])).logits[0, read.columns, 0]).tolist()
 
     def holds():
-        read = prm.columns(question, ["a", "b"])
-        assert prm.tokenizer.pad_token_id in read.ids
-        with torch.no_grad():
-            expected = torch.sigmoid(prm.model(torch.tensor([read.ids])).logits[0, read.columns, 0]).tolist()
         assert prm.score([question, "q " * 40], [["a", "b"], ["c"]])[0].scores == pytest.approx(expected, abs=1e-5)
 
-    def by_id(rows, pad_id):
-        batch = data.pad(rows, pad_id)
-        return batch | {"attention_mask": (batch["input_ids"] != pad_id).long()}
+    def by_id(input_ids, **rest):
+        return forward(input_ids=input_ids, **rest | {"attention_mask": (input_ids != prm.tokenizer.pad_token_id).long()})
 
-    refuted(holds, monkeypatch, (process, "pad", by_id))
+    refuted(holds, monkeypatch, (prm.model, "forward", by_id))
 
 
 def test_7_a_column_counted_back_from_the_end(monkeypatch):
