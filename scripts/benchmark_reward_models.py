@@ -22,7 +22,7 @@ MODELS = ("tiny", "smollm2")
 PARTS = ("prm", "merged", "memory", "auroc", "defaults", "defaults_auroc", "irm", "scoring")
 ITEMS = 6  # instructions of a list: 15 pairs
 MICRO = 16  # rows of a micro-batch
-LONGEST = 1024  # tokens of the solutions that are scored
+SCORED, LONGEST = 4, 1024  # solutions of a batch and tokens of a solution in scoring: many batches, so that sorting by length counts
 TIMED = {"memory": False, "keep": False}  # what a training is for, where not told
 ANNOTATION, DIGIT = re.compile(r"<<[^<>]*>>"), re.compile(r"\d")
 
@@ -356,7 +356,7 @@ class Bench:
         lines, notes = [], []
         for count in (4, 8, 16):
             rows = write(self.out / f"scoring_{count}.jsonl", with_steps(self.held_out, count, self.scale.scored))
-            found = self.run("scoring", f"scoring_{count}", rows=rows, batch_size=MICRO, max_length=LONGEST, repeats=self.scale.repeats)
+            found = self.run("scoring", f"scoring_{count}", rows=rows, batch_size=SCORED, max_length=LONGEST, repeats=self.scale.repeats)
             ratios = over(found["prefixes"], found["ours"])
             lines.append(ratio(f"K = {count}: solutions per second, score / one forward a prefix", ratios))
             lines.append(
@@ -366,7 +366,7 @@ class Bench:
             notes.append(
                 f"K = {count}: {seconds}, {found['token_ratio']:.2f} times the tokens; scores differ by {found['most_off']:.0e} at most"
             )
-        return Table(f"PRM scoring by {self.name}, batches of {MICRO}", lines, notes)
+        return Table(f"PRM scoring by {self.name}, batches of {SCORED}", lines, notes)
 
 
 def quiet(seed: int) -> dict[str, Any]:
