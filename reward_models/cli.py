@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--batch-size", type=_above_zero(int), default=32, help="lists, or problems with all their solutions, an optimiser step"
     )
-    train.add_argument("--micro-batch-size", type=_above_zero(int), default=32)
+    train.add_argument("--micro-batch-size", type=_above_zero(int), default=8, help="rows of a forward")
     train.add_argument("--max-length", type=_above_zero(int), default=512, help="tokens, at least 8")
     train.add_argument("--threshold", type=float, help="prm: label anew, right where more than this share of a step's completions was")
     train.add_argument(

@@ -36,7 +36,7 @@ class TrainOptions:
 
     learning_rate: float = 1e-4
     batch_size: int = 32
-    micro_batch_size: int = 32
+    micro_batch_size: int = 8  # rows of a forward, alike in length: a quarter of a step's rows pads far less than all of them
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0

@@ -700,6 +700,12 @@ class Config(Section):
             raise ValueError("\n".join(wrong))
         return self
 
+    def operations_file(self, name: str) -> str | None:
+        """What a chat teacher of stage `name` is asked beside the package's operations: the file of the nearest evolve stage up to it."""
+        names = list(self.stages)
+        evolves = [stage for one in names[: names.index(name) + 1] if isinstance(stage := self.stages[one], EvolveStage)]
+        return evolves[-1].operations_file if evolves else None
+
     def held_out_files(self) -> list[str]:
         """Every file of test problems that the run names: nothing evolved may repeat them."""
         return [stage.path for stage in self.stages.values() if stage.kind == "evaluate" and stage.path]

@@ -319,9 +319,8 @@ def fingerprint(config: Config, run: RunDir, name: str, inputs: dict[str, str]) 
         out |= _section(
             teacher, "teacher", path=teacher.model if local else None, gguf=teacher.gguf_file, exclude=TEACHER_NOT_IN_FINGERPRINT
         )
-    evolve = config.stages.get(inputs.get("evolved", ""))
-    if stage.kind == "label" and isinstance(evolve, EvolveStage) and evolve.operations_file is not None:
-        out["operations file"] = outside_digest(evolve.operations_file)
+    if stage.kind == "label" and (file := config.operations_file(name)) is not None:
+        out["operations file"] = outside_digest(file)
     if stage.kind == "evolve" and stage.embedding_model is not None:
         out[f"{name}.embedding_model"] = outside_digest(resolve_path(stage.embedding_model))
     if stage.kind == "ppo" and stage.fresh_every is not None:

@@ -26,12 +26,9 @@ class StageContext:
 
     @property
     def operations_file(self) -> str | None:
-        """What a chat teacher is asked beside the package's operations: what a method stage found, else the file of the evolve stage."""
+        """What a chat teacher is asked beside the package's operations: what a method stage found, else the file that the config names."""
         found = self.inputs.get("method") or self.inputs.get("templates")
-        if found is not None:
-            return str(found / "operations.yaml")
-        stage = self.config.stages.get(self.inputs["evolved"].name if "evolved" in self.inputs else self.name)
-        return stage.operations_file if stage is not None and stage.kind == "evolve" else None
+        return str(found / "operations.yaml") if found is not None else self.config.operations_file(self.name)
 
     @property
     def seed(self) -> int:

@@ -328,7 +328,7 @@ def models(monkeypatch):
     from reward_models.instruction import InstructionRewardModel
     from reward_models.process import ProcessRewardModel
 
-    monkeypatch.setattr(ProcessRewardModel, "load", lambda folder, form=None: Judge(noisy))
+    monkeypatch.setattr(ProcessRewardModel, "load", lambda *_args, **_named: Judge(noisy))
     monkeypatch.setattr(InstructionRewardModel, "load", lambda folder: Ranker(lambda text: float("good" in text)))
 
 
@@ -464,7 +464,7 @@ def test_an_outcome_models_threshold_is_fixed_on_whole_solutions_and_never_on_th
 
     whole = Whole(noisy)
     whole.settings = ProcessModelConfig(outcome=True)
-    monkeypatch.setattr(ProcessRewardModel, "load", lambda folder, form=None: whole)
+    monkeypatch.setattr(ProcessRewardModel, "load", lambda *_args, **_named: whole)
     held = write(tmp_path / "held.jsonl", [row.model_copy(update={"split": "held_out"}).model_dump() for row in solutions[:12]])
     other = write(tmp_path / "other.jsonl", [row.model_dump() for row in solutions[12:40]])
     command = ["evaluate", "orm", "--model", str(tmp_path), "--labels", held]

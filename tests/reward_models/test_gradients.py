@@ -61,7 +61,7 @@ def gradient(case, size, order=None, beside=None):
         if beside is not None:
             wide, few = collate([*piece, beside]), len(batch["input_ids"])
             assert wide["input_ids"].shape[1] > batch["input_ids"].shape[1]
-            batch = {name: value[: few if torch.is_tensor(value) else len(piece)] for name, value in wide.items()}
+            batch = {name: value[: few if len(value) == len(wide["input_ids"]) else len(piece)] for name, value in wide.items()}
         (loss(model, batch) / count).backward()
     return torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None])
 

@@ -222,9 +222,8 @@ def test_whoever_evolves_after_it_asks_by_its_templates(tmp_path):
         assert found.operations_file == str(tmp_path / "operations.yaml")
     data["evolve"] |= {"method": "none", "operations_file": str(tmp_path / "my.yaml")}
     config = Config.model_validate({"model": {"random": {}}, "teacher": teacher, "stages": data})
-    for stage, read in (("label", {"evolved": tmp_path / "evolve"}), ("evolve", {})):
-        found = StageContext(stage, config, config.stages[stage], read, tmp_path, Tracker.null())
-        assert found.operations_file == str(tmp_path / "my.yaml")
+    alone = StageContext("label", config, config.stages["label"], {}, tmp_path, Tracker.null())
+    assert alone.operations_file == str(tmp_path / "my.yaml")
 
 
 @pytest.mark.parametrize("settings,method", [({"method": "none"}, None), ({"method": "found"}, "found"), ({"method": "method"}, "method")])
