@@ -123,7 +123,8 @@ def _dispatch(options: argparse.Namespace) -> int:
 
         print(write_report(Path(options.config)))
         return 0
-    from rlef.config import WITHOUT_MODEL, load_config
+    from rlef.config import WITHOUT_MODEL
+    from rlef.load_config import load_config
 
     config = load_config(options.config, options.overrides)
     if options.command == "check":

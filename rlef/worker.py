@@ -9,10 +9,10 @@ from pathlib import Path
 
 from reward_models.errors import UserError as RewardModelsError
 from rlef.children import end_with_parent
-from rlef.config import parse_config
 from rlef.engines import dist
 from rlef.errors import UserError
 from rlef.launch import call, quiet
+from rlef.load_config import parse_config
 from rlef.run_dir import RunDir, write_json
 
 

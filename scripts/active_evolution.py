@@ -22,8 +22,9 @@ from typing import Any
 
 import yaml
 
-from rlef.config import Config, EvolveStage, load_config
+from rlef.config import Config, EvolveStage
 from rlef.evolution.operations import in_band
+from rlef.load_config import load_config
 from rlef.records import Problem, read_jsonl
 from rlef.rl.difficulty import Difficulty
 from rlef.stages.evolve import read_pool

@@ -28,11 +28,12 @@ from typing import Any
 
 from reward_models.statistics import wilson
 from rlef import pipeline, prompts
-from rlef.config import Config, load_config
+from rlef.config import Config
 from rlef.errors import UserError
 from rlef.evolution.chat import ChatTeacher
 from rlef.evolution.method import FAILURES, failure_rate, try_out
 from rlef.evolution.operations import Templates, read_operations
+from rlef.load_config import load_config
 from rlef.records import Problem, write_jsonl
 from rlef.rollout.remote import ChatModel
 from rlef.stages import method

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rlef.config import STAGE_TYPES, load_config
+from rlef.config import STAGE_TYPES
+from rlef.load_config import load_config
 from rlef.pipeline import REGISTRY, resolve_inputs, stage_version
 
 ROOT = Path(__file__).parents[1]

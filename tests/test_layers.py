@@ -14,6 +14,7 @@ LAYERS = [
     {
         "errors",
         "config",
+        "load_config",
         "records",
         "teacher",
         "answers",
@@ -119,8 +120,8 @@ print("ok")
 def test_config_and_command_line_load_nothing_heavy():
     code = """
 import sys
-import rlef.cli, rlef.config, rlef.pipeline, rlef.shapes
-rlef.config.load_config("configs/quickstart.yaml")
+import rlef.cli, rlef.load_config, rlef.pipeline, rlef.shapes
+rlef.load_config.load_config("configs/quickstart.yaml")
 print([name for name in ("torch", "transformers", "trl", "deepspeed", "vllm", "wandb", "datasets") if name in sys.modules])
 """
     assert run(code).strip() == "[]"

@@ -68,7 +68,7 @@ def test_poisoned_answers_change_no_sample_no_reward_no_weight(finished, tmp_pat
     """After the labels, gold answers of the RL prompts are replaced by nonsense: PPO and DPO stay bitwise the same."""
     from safetensors.torch import load_file
 
-    from rlef.config import load_config
+    from rlef.load_config import load_config
     from rlef.records import Problem, read_jsonl, write_jsonl
     from rlef.stages import dpo, ppo
     from rlef.stages.context import StageContext

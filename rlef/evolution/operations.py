@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from rlef.config import read_yaml
 from rlef.errors import UserError
+from rlef.load_config import read_yaml
 from rlef.records import Domain
 from rlef.symbolic import SymbolicTeacher
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from rlef.cli import main, parse
-from rlef.config import load_config
 from rlef.errors import UserError
+from rlef.load_config import load_config
 
 ROOT = Path(__file__).parents[2]
 GOOD = {

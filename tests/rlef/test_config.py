@@ -9,8 +9,8 @@ import yaml
 
 from rlef import shapes
 from rlef.cli import main
-from rlef.config import load_config, parse_config
 from rlef.errors import UserError
+from rlef.load_config import load_config, parse_config
 
 GOOD = {"model": {"random": {}}, "stages": {"problems": {"seeds": 20, "held_out": 10}, "sft": {"data": "seeds"}}}
 

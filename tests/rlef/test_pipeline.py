@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from rlef import launch, pipeline
-from rlef.config import Config, load_config, parse_config
+from rlef.config import Config
 from rlef.errors import UserError
+from rlef.load_config import load_config, parse_config
 from rlef.run_dir import RunDir
 from rlef.tracking import Tracker
 

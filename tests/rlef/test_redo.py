@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from rlef import launch, pipeline
-from rlef.config import load_config
 from rlef.errors import UserError
+from rlef.load_config import load_config
 from rlef.run_dir import RunDir, folder_digests, outside_digest, write_json
 
 STAGES = {

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rlef import prompts
-from rlef.config import ModelSection, RandomInit, read_yaml
+from rlef.config import ModelSection, RandomInit
 from rlef.errors import UserError
 from rlef.evolution.chat import ChatTeacher
 from rlef.evolution.method import (
@@ -26,6 +26,7 @@ from rlef.evolution.method import (
     winner,
 )
 from rlef.evolution.operations import operations_to_improve, read_operations, write_operations
+from rlef.load_config import read_yaml
 from rlef.records import Problem, problem_id
 from rlef.rollout.remote import ChatModel
 

@@ -8,11 +8,12 @@ import pytest
 import yaml
 
 from rlef.cli import main
-from rlef.config import Config, load_config
+from rlef.config import Config
 from rlef.errors import UserError
 from rlef.evolution import teachers
 from rlef.evolution.chat import ChatTeacher
 from rlef.evolution.operations import read_operations
+from rlef.load_config import load_config
 from rlef.pipeline import fingerprint, resolve_all
 from rlef.records import MethodCandidate, Problem, problem_id, read_jsonl, write_jsonl
 from rlef.rollout.remote import ChatModel

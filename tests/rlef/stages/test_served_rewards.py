@@ -16,8 +16,9 @@ from reward_models.client import ServedInstructionModel, ServedProcessModel
 from reward_models.errors import UserError as RewardModelsError
 from reward_models.process import ProcessRewardModel
 from rlef import launch, pipeline
-from rlef.config import Config, DpoStage, PpoStage, addresses, load_config
+from rlef.config import Config, DpoStage, PpoStage, addresses
 from rlef.errors import UserError
+from rlef.load_config import load_config
 from rlef.rl import scorers
 from rlef.run_dir import RunDir
 from rlef.stages import dpo, ppo
