@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -81,7 +82,7 @@ def fit(
 
     Raises UserError where out/checkpoint holds those of a training with another `identity` (labels, settings) or other options.
     """
-    world = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
+    world = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun says; the process group may begin with the Trainer's arguments
     micro = max(1, min(options.micro_batch_size, options.batch_size // world))
     weights = Path(out, adapters.FOLDER) if options.lora else Path(out)
     trained: Any = model

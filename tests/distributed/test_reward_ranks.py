@@ -69,3 +69,26 @@ def test_two_ranks_keep_the_weights_that_one_process_keeps(alone, labels, tiny_f
     assert loaded["brier"] == pytest.approx(result["brier"], abs=1e-5)
     assert result["early_stopping"]["looks"][0]["measured"] == pytest.approx(alone["early_stopping"]["looks"][0]["measured"], abs=0.1)
     assert result["train_solutions"] == alone["train_solutions"] and result["held_out_solutions"] == len(held_out)
+
+
+@pytest.mark.slow
+def test_the_command_line_shares_an_optimiser_step_among_ranks(labels, tiny_folder, tmp_path):
+    """As many steps as one process would take, and one result."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "reward_models", "train", "prm"]
+    words = [
+        "--labels",
+        str(labels),
+        "--init",
+        str(tiny_folder),
+        "--out",
+        str(tmp_path / "o"),
+        "--batch-size",
+        "8",
+        "--micro-batch-size",
+        "2",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*start, *words], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (result,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert f"step 1 of {-(-result['train_solutions'] // 8)}," in done.stderr
