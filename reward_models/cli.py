@@ -226,10 +226,9 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
 def _held_out(labels: Any, options: argparse.Namespace) -> list[Any]:
     """Rows to measure on: of our own files, and of the very one that the model was trained on, those held out; of a benchmark all."""
     from reward_models.formats.files import OWN
-    from reward_models.records import is_held_out
-    from reward_models.trainer import digest
+    from reward_models.records import file_digest, is_held_out
 
-    benchmark = labels.shape != OWN and digest(options.labels) != _stored(options.model).get("labels_sha256")
+    benchmark = labels.shape != OWN and file_digest(options.labels) != _stored(options.model).get("labels_sha256")
     return [row for row in labels.rows if benchmark or is_held_out(row)]
 
 

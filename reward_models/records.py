@@ -87,6 +87,12 @@ def problem_id(question: str, salt: str = "") -> str:
     return hashlib.sha256(f"{salt}\n{' '.join(question.split())}".encode()).hexdigest()[:16]
 
 
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, which need not fit into memory."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 def numbered_lines(path: str | Path) -> list[tuple[int, str]]:
     """The lines of a JSONL file that are not blank, counted from 1. Raises UserError where it is missing or no UTF-8."""
     path = Path(path)

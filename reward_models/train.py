@@ -34,8 +34,8 @@ from reward_models.losses import IGNORE, cross_seed_loss, language_loss, pairwis
 from reward_models.metrics import finite
 from reward_models.model import language_head, load
 from reward_models.process import SETTINGS, ProcessRewardModel
-from reward_models.records import RankedList, is_development, is_held_out
-from reward_models.trainer import CHECKPOINTS, Start, TrainOptions, digest, fit
+from reward_models.records import RankedList, file_digest, is_development, is_held_out
+from reward_models.trainer import CHECKPOINTS, Start, TrainOptions, fit
 
 ANCHORS = 2  # items of other seeds compared with each list
 
@@ -108,7 +108,7 @@ def train_instruction(
         return list_measures(score_lists(InstructionRewardModel(trained, tokenizer, unscaled), development))["pair_accuracy"]
 
     loss, collate = partial(lists_loss, settings=settings), partial(collate_lists, pad_id=pad_id)
-    identity = {"labels": digest(labels), "init": start.init, "settings": settings}
+    identity = {"labels": file_digest(labels), "init": start.init, "settings": settings}
     main, looks = fit(start, model, tokenizer, data, collate, loss, settings.epochs, out, options, look, identity)
     if not main:
         return {}
@@ -173,7 +173,7 @@ def train_process(
         return step_measures(score_solutions(scorer, development, options.micro_batch_size), 0.5)["step_auroc"]
 
     collate = partial(collate_steps, pad_id=pad_id)
-    identity = {"labels": digest(labels), "init": start.init, "settings": settings}
+    identity = {"labels": file_digest(labels), "init": start.init, "settings": settings}
     main, looks = fit(start, model, tokenizer, trees, collate, loss, settings.epochs, out, options, look, identity)
     if not main:
         return {}

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from reward_models.metrics import finite
+from reward_models.records import file_digest
 from rlef.errors import UserError
 
 WHOLE_BYTES = 64 * 2**20  # a larger file outside the run is known by its size and both ends: `rlef check` answers in seconds
@@ -36,11 +37,6 @@ def write_json(path: Path, value: Any) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     partial.replace(path)
-
-
-def file_digest(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def folder_digests(folder: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from reward_models.data import StepColumns, instruction_ids
 from reward_models.errors import UserError
 from reward_models.instruction import InstructionRewardModel, score_ids
 from reward_models.process import ProcessRewardModel, StepScores
+from reward_models.records import file_digest
 from reward_models.serving.openrlhf import PromptReader
 from reward_models.steps import split_steps
 
@@ -93,6 +94,5 @@ def digest(folder: str | Path) -> str:
     whole = hashlib.sha256()
     for file in sorted(Path(folder).iterdir()):
         if file.is_file() and file.name not in NOT_THE_MODEL:
-            with file.open("rb") as handle:
-                whole.update(f"{file.name}\0{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+            whole.update(f"{file.name}\0{file_digest(file)}\n".encode())
     return whole.hexdigest()

@@ -22,9 +22,8 @@ from reward_models.metrics import kendall_tau, reliability
 from reward_models.pages import as_text, page, tables
 from reward_models.probes import PROBES, probe
 from reward_models.process import StepScores
-from reward_models.records import RankedItem, RankedList, SteppedSolution, is_held_out
+from reward_models.records import RankedItem, RankedList, SteppedSolution, file_digest, is_held_out
 from reward_models.statistics import bootstrap_intervals
-from reward_models.trainer import digest
 
 
 class Judge:
@@ -348,7 +347,7 @@ def test_processbench_runs_as_it_is_on_all_rows_and_what_cannot_be_read_is_named
 def test_of_the_very_file_that_it_was_trained_on_a_model_is_measured_on_the_held_out_rows(models, tmp_path, capsys):
     rows = [PROCESSBENCH[number % 2] | {"problem": f"q{number}"} for number in range(40)]
     file, other = write(tmp_path / "p.jsonl", rows), write(tmp_path / "other.jsonl", rows[::-1])
-    (tmp_path / "metrics.json").write_text(json.dumps({"labels_sha256": digest(file)}))
+    (tmp_path / "metrics.json").write_text(json.dumps({"labels_sha256": file_digest(file)}))
     counts = {}
     for name in (file, other):
         assert main(["evaluate", "prm", "--model", str(tmp_path), "--labels", name]) == 0
