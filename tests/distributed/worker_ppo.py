@@ -10,8 +10,8 @@ from rlef.models import load_policy, load_tokenizer
 from rlef.rl.advantages import gae, whiten
 from rlef.rl.batch import RolloutBatch
 from rlef.rl.policy import TokenCritic, TokenPolicy
+from rlef.rl.update import fill, update
 from rlef.stages import ppo
-from rlef.stages.ppo import _fill, update
 
 out, folder, json_path = sys.argv[1:4]
 dist.init("cpu")
@@ -38,7 +38,7 @@ torch.manual_seed(0)
 torch.nn.init.normal_(critic_module.model.score.weight, std=0.2)
 critic = make_engine(critic_module.to(dtype), lr=1e-3, **common)
 pad = int(tokenizer.pad_token_id)
-_fill(batch, policy, TokenPolicy(load_policy(folder)).to(dtype), critic, settings, pad, torch.device("cpu"))
+fill(batch, policy, TokenPolicy(load_policy(folder)).to(dtype), critic, settings, pad, torch.device("cpu"))
 batch.advantages, batch.returns = gae(batch.rewards, batch.values, batch.mask)
 batch.advantages = whiten(batch.advantages, batch.mask, dist.all_reduce_sum)
 

@@ -14,10 +14,9 @@ from rlef.rl.advantages import gae
 from rlef.rl.batch import RolloutBatch, by_length, columns
 from rlef.rl.losses import policy_loss
 from rlef.rl.policy import TokenCritic, TokenPolicy
+from rlef.rl.update import fill, update
 from rlef.rollout.base import SampleRequest, SamplingParams
 from rlef.rollout.hf import HFGenerator
-from rlef.stages import ppo
-from rlef.stages.ppo import _fill, update
 
 CPU = torch.device("cpu")
 
@@ -69,7 +68,7 @@ def prepared(folder, tokenizer, config, *, double=False, pad=None, **options):
     if double:
         for name in ("old_logprobs", "ref_logprobs", "values", "rewards", "mask"):
             setattr(batch, name, getattr(batch, name).double())
-    _fill(batch, policy, policy.module, critic, config, tokenizer.pad_token_id if pad is None else pad, CPU)
+    fill(batch, policy, policy.module, critic, config, tokenizer.pad_token_id if pad is None else pad, CPU)
     batch.advantages, batch.returns = gae(batch.rewards, batch.values, batch.mask)
     return policy, critic, batch
 
@@ -93,7 +92,7 @@ def watched_losses(monkeypatch):
         seen.append((logprobs.detach(), old, mask))
         return policy_loss(logprobs, old, advantages, mask, **options)
 
-    monkeypatch.setattr(ppo, "policy_loss", watch)
+    monkeypatch.setattr("rlef.rl.update.policy_loss", watch)
     return seen
 
 

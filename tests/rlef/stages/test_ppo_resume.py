@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from reward_models.config import ProcessModelConfig
 from reward_models.process import SETTINGS
 from rlef.config import Config, PpoStage
+from rlef.rl.average import Average
 from rlef.stages import ppo
 from rlef.stages.context import StageContext
 from rlef.tracking import Tracker
@@ -91,7 +92,7 @@ def test_an_outcome_model_takes_the_place_of_a_prm(inputs, tmp_path):
 
 def test_the_average_is_what_is_saved(inputs, tmp_path):
     module = torch.nn.Linear(1, 1, bias=False)
-    average = ppo.Average(module, 0.75)
+    average = Average(module, 0.75)
     start = module.weight.item()
     with torch.no_grad():
         module.weight += 4

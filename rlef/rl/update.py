@@ -1,0 +1,152 @@
+"""What PPO computes on one batch of rollouts: the log-probabilities and values it starts from, then its optimiser steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from rlef.config import PpoStage
+from rlef.engines import dist
+from rlef.engines.base import Engine
+from rlef.rl.advantages import masked
+from rlef.rl.average import Average
+from rlef.rl.batch import RolloutBatch, by_length, columns
+from rlef.rl.losses import policy_loss, token_shares, value_loss
+from rlef.rl.monitor import Sums
+from rlef.rl.policy import TokenPolicy
+from rlef.rollout.base import seed_of
+
+
+def fill(
+    batch: RolloutBatch, policy: Engine, reference: TokenPolicy, critic: Engine, settings: PpoStage, pad: int, device: torch.device
+) -> torch.Tensor:
+    """Write old and reference log-probabilities and values into `batch`; returns the entropies (B, T).
+
+    The same forward as in the update, without gradient: log-probabilities of the sampler differ in the last digits.
+    """
+    entropy = torch.zeros_like(batch.mask)
+    with torch.no_grad():
+        for index in by_length(batch, range(len(batch)), settings.micro_batch_size, shared=settings.share_prompts):
+            part = batch.select(index)
+            layout, width = columns(part, pad, device, shared=settings.share_prompts), part.mask.shape[1]
+            logprobs, spread = policy.forward(layout, width, settings.temperature)
+            batch.old_logprobs[index, :width] = logprobs.to(batch.mask).cpu()
+            entropy[index, :width] = spread.to(batch.mask).cpu()
+            batch.ref_logprobs[index, :width] = reference(layout, width, settings.temperature)[0].to(batch.mask).cpu()
+            batch.values[index, :width] = critic.forward(layout, width).to(batch.mask).cpu()
+    return entropy
+
+
+def update(
+    policy: Engine,
+    critic: Engine,
+    batch: RolloutBatch,
+    settings: PpoStage,
+    iteration: int,
+    seed: int,
+    pad: int,
+    device: torch.device,
+    average: Average | None = None,
+) -> dict[str, float]:
+    """`epochs` x `minibatches` optimiser steps, exactly, unless the early stop ends them.
+
+    Prompts, with all their samples, are dealt to mini-batches by their index over all ranks, and every loss is divided by the token
+    count of the whole optimiser step, so micro-batch size, row order and number of ranks change nothing.
+    """
+    train_policy = iteration >= settings.critic_warmup
+    here = {int(row): index for index, row in enumerate(batch.rows)}
+    sums, steps, stopped, skipped = Sums(), 0, False, 0
+    norms: dict[str, list[float]] = {"policy": [], "value": []}
+    learning_rate = 0.0
+    for engine in (policy, critic):
+        engine.module.train(settings.gradient_checkpointing)  # it works in train mode alone; no layer of theirs drops anything out
+    for epoch in range(settings.epochs):
+        shuffle = torch.Generator().manual_seed(seed_of((seed, iteration, epoch)))
+        for chunk in torch.randperm(settings.prompts_per_iteration, generator=shuffle).tensor_split(settings.minibatches):
+            rows = [int(prompt) * settings.samples_per_prompt + sample for prompt in chunk for sample in range(settings.samples_per_prompt)]
+            mine = [here[row] for row in rows if row in here]
+            micro = list(by_length(batch, mine, settings.micro_batch_size, shared=settings.share_prompts))
+            # Collectives inside a backward need equal counts on all ranks: the short ones add empty micro-batches.
+            pieces = int(dist.all_reduce_max(torch.tensor(len(micro))))
+            micro += [[] for _ in range(pieces - len(micro))]
+            tokens = dist.all_reduce_sum(batch.mask[mine].sum().double()).item()
+            count = token_shares(batch.mask[mine], settings.loss_mean, settings.max_tokens)[1]
+            divisor = dist.all_reduce_sum(count.double()).item()
+            step = Sums()
+            for number, index in enumerate(micro):
+                part = batch.select(index or [0])
+                mask = (part.mask if index else torch.zeros_like(part.mask)).to(device)
+                layout = columns(part, pad, device, shared=settings.share_prompts)
+                width, final = part.mask.shape[1], number == pieces - 1
+                values = critic.forward(layout, width)
+                v_loss, v_sums = value_loss(values, part.values.to(device), part.returns.to(device), mask, clip=settings.value_clip)
+                critic.backward(v_loss / tokens, last=final)
+                step.add(value_loss=v_loss, value_clipped=v_sums["clip_fraction"])
+                if train_policy:
+                    wanted = settings.entropy_coef > 0
+                    logprobs, entropy = policy.forward(layout, width, settings.temperature, entropy_gradient=wanted)
+                    shares, _ = token_shares(mask, settings.loss_mean, settings.max_tokens)
+                    loss, p_sums = policy_loss(
+                        logprobs,
+                        part.old_logprobs.to(device),
+                        part.advantages.to(device),
+                        mask,
+                        clip_range=settings.clip_range,
+                        clip_range_high=settings.clip_range_high,
+                        dual_clip=settings.dual_clip,
+                        weights=shares * part.weights.to(device),
+                    )
+                    bonus = settings.entropy_coef * masked(entropy * shares, mask).sum() if wanted else 0.0
+                    policy.backward((loss - bonus) / divisor, last=final)
+                    step.add(policy_loss=loss, **p_sums)
+            reduced = step.reduced()
+            if train_policy and settings.target_kl is not None and reduced["approx_kl"] / tokens > 1.5 * settings.target_kl:
+                policy.discard()  # agreed by all ranks: the sum is over all of them
+                critic.discard()
+                stopped = True
+                break
+            result = critic.step()
+            norms["value"].append(result.grad_norm)
+            skipped += result.skipped
+            if train_policy:
+                result = policy.step()
+                if average is not None:
+                    average.add(policy.module)
+                norms["policy"].append(result.grad_norm)
+                skipped += result.skipped
+            learning_rate = result.lr
+            steps += 1
+            sums.add(
+                tokens=tokens / dist.world(),
+                divisor=divisor / dist.world(),
+                **{name: value / dist.world() for name, value in reduced.items()},
+            )
+        if stopped:
+            break
+    for engine in (policy, critic):
+        engine.module.eval()
+    totals = sums.reduced()
+    tokens = max(totals.get("tokens", 0.0), 1.0)
+    metrics = {
+        "value/loss": totals.get("value_loss", 0.0) / tokens,
+        "value/clip_fraction": totals.get("value_clipped", 0.0) / tokens,
+        "value/grad_norm": _mean(norms["value"]),
+        "optim/steps": float(steps),
+        "optim/skipped_steps": float(skipped),
+        "optim/lr": learning_rate,
+        "ppo/early_stop": float(stopped),
+    }
+    if train_policy:
+        metrics |= {
+            "ppo/loss": totals.get("policy_loss", 0.0) / max(totals.get("divisor", 0.0), 1.0),
+            "ppo/clip_fraction": totals.get("clip_fraction", 0.0) / tokens,
+            "ppo/approx_kl": totals.get("approx_kl", 0.0) / tokens,
+            "ppo/ratio": totals.get("ratio", 0.0) / tokens,
+            "ppo/grad_norm": _mean(norms["policy"]),
+        }
+    return metrics
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
