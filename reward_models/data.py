@@ -14,6 +14,8 @@ from reward_models.losses import IGNORE, masked_after_first_error
 from reward_models.model import Tokenizer
 from reward_models.records import RankedList, SteppedSolution
 
+ALIKE = 0.8  # least length of a row in a scored batch, of its longest
+
 
 def instruction_ids(tokenizer: Tokenizer, text: str, max_length: int) -> list[int]:
     """The instruction alone, EOS appended as an id. A longer one keeps its beginning and its EOS."""
@@ -66,10 +68,18 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
 
 
 def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in pieces of `size`, alike in length, longest first (a memory shortage shows at once)."""
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+    """Indices in pieces of at most `size`, alike in length, longest first (a memory shortage shows at once).
+
+    A piece ends early where the next row is far shorter than its first: little is padded even where there are few rows.
+    """
+    piece: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if piece and (len(piece) == size or lengths[index] < ALIKE * lengths[piece[0]]):
+            yield piece
+            piece = []
+        piece.append(index)
+    if piece:
+        yield piece
 
 
 class SortedSteps(torch.utils.data.Sampler[int]):

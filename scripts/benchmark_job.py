@@ -147,7 +147,7 @@ def irm_trl(job: dict[str, Any]) -> dict[str, Any]:
 def scoring(job: dict[str, Any]) -> dict[str, Any]:
     """Seconds of `ProcessRewardModel.score`, and of one forward a prefix in the same batch size and just as well sorted by length.
 
-    The prefixes are given as ids, so what is spent on their tokens counts against us alone. Scores of both must agree.
+    Both start from ids, and sort and cut their batches by one function. Scores of both must agree.
     """
     from reward_models.config import ProcessModelConfig
     from reward_models.data import batches_by_length, pad
@@ -158,8 +158,7 @@ def scoring(job: dict[str, Any]) -> dict[str, Any]:
     settings = ProcessModelConfig(max_length=job["max_length"])
     model, tokenizer = build("process", job["model"], separator=settings.separator)
     scorer, rows, size = ProcessRewardModel(model, tokenizer, settings), rows_of(job["rows"]), job["batch_size"]
-    questions, steps = [row["question"] for row in rows], [row["steps"] for row in rows]
-    read = [scorer.columns(question, parts) for question, parts in zip(questions, steps, strict=True)]
+    read = [scorer.columns(row["question"], row["steps"]) for row in rows]
     prefixes = [one.ids[: column + 1] for one in read for column in one.columns]
 
     @torch.no_grad()
@@ -172,7 +171,7 @@ def scoring(job: dict[str, Any]) -> dict[str, Any]:
         return scores
 
     def by_solution(count: int) -> list[float]:
-        return [score for one in scorer.score(questions[:count], steps[:count], size) for score in one.scores]
+        return [score for one in scorer.score_read(read[:count], size) for score in one.scores]
 
     by_prefix(prefixes[:size]), by_solution(size)  # warm-up
     taken: dict[str, list[float]] = {"ours": [], "prefixes": []}

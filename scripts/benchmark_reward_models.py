@@ -22,7 +22,7 @@ MODELS = ("tiny", "smollm2")
 PARTS = ("prm", "merged", "memory", "auroc", "defaults", "defaults_auroc", "irm", "scoring")
 ITEMS = 6  # instructions of a list: 15 pairs
 MICRO = 16  # rows of a micro-batch
-SCORED, LONGEST = 4, 1024  # solutions of a batch and tokens of a solution in scoring: many batches, so that sorting by length counts
+SCORED, LONGEST = 16, 1024  # rows of a batch and tokens of a solution in scoring
 TIMED = {"memory": False, "keep": False}  # what a training is for, where not told
 ANNOTATION, DIGIT = re.compile(r"<<[^<>]*>>"), re.compile(r"\d")
 

@@ -19,7 +19,16 @@ from transformers import (
 
 from reward_models.cli import main
 from reward_models.config import InstructionModelConfig, ProcessModelConfig
-from reward_models.data import SortedSteps, collate_lists, collate_steps, instruction_rows, step_columns, step_rows, step_trees
+from reward_models.data import (
+    SortedSteps,
+    batches_by_length,
+    collate_lists,
+    collate_steps,
+    instruction_rows,
+    step_columns,
+    step_rows,
+    step_trees,
+)
 from reward_models.errors import UserError
 from reward_models.instruction import CALIBRATION, Calibration, InstructionRewardModel, save_calibration, score_texts
 from reward_models.losses import IGNORE
@@ -292,7 +301,7 @@ def test_8_the_trainers_gradient_is_the_mean_over_the_whole_step(policy_folder, 
     true = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     total = sum(count * gradient for count, gradient in zip(counts[:3], found[0], strict=True))
     assert sum(counts[:3]) == (sum(len(row.steps) for row in rows[:9]) if kind == "prm" else 9)
-    assert (total - true).abs().max() < 1e-4 * true.abs().max()
+    assert (total.cpu() - true).abs().max() < 1e-4 * true.abs().max()
 
 
 @pytest.mark.parametrize("folder", ["policy_folder", "pad_is_eos_folder"])
@@ -487,3 +496,16 @@ def test_command_line_trains_scores_and_evaluates(policy_folder, tmp_path, capsy
     assert main(["evaluate", "prm", "--model", out, "--labels", labels]) == 0
     assert main(["score", "irm", "--model", out, "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "o2")]) == 2
     assert "step_auroc" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "lengths, size, found",
+    [
+        ([5, 9, 10, 4, 8], 2, [[2, 1], [4], [0, 3]]),  # 5 is too short beside 8, 4 is not beside 5
+        ([10, 10, 10], 2, [[0, 1], [2]]),
+        ([100, 1, 1, 1], 4, [[0], [1, 2, 3]]),
+        ([], 4, []),
+    ],
+)
+def test_rows_scored_together_are_alike_in_length(lengths, size, found):
+    assert list(batches_by_length(lengths, size)) == found

@@ -171,7 +171,9 @@ def test_a_training_cut_off_goes_on_from_its_checkpoint_to_the_same_weights(poli
     left, right = weights(tmp_path / "whole"), weights(cut)
     assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
     held_out = [row for row in solutions() if is_held_out(row)]
-    assert step_measures(score_solutions(ProcessRewardModel.load(cut), held_out), 0.5)["brier"] == pytest.approx(whole["brier"], abs=1e-9)
+    assert step_measures(score_solutions(ProcessRewardModel.load(cut), held_out), 0.5)["brier"] == pytest.approx(
+        whole["brier"], abs=1e-6
+    )  # measured on a GPU, if any
 
 
 @pytest.mark.parametrize("changed", [{"learning_rate": 1e-3}, {"lora": LoraSettings()}, {"labels": True}], ids=str)
