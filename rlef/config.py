@@ -27,6 +27,14 @@ class Section(BaseModel):
 class RunSection(Section):
     dir: str | None = Field(default=None, description="run directory; default runs/<name of the config file>")
     seed: int = Field(default=0, ge=0, description="the one seed that all sampling, shuffling and initialisation derive from")
+    rounds: int = Field(
+        default=1, ge=1, description="whole rounds of the stages in `repeat`, each from the policy of the round before (rlef.rounds)"
+    )
+    repeat: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="stages of each further round; default: all that evolve, label, or train a reward model or a policy by rewards",
+    )
 
 
 class RandomInit(Section):
@@ -150,6 +158,7 @@ class Stage(Section):
     """What every stage has."""
 
     paid: bool = Field(default=False, description="redo a finished run of this stage only with --yes")
+    seed: int | None = Field(default=None, ge=0, description="of this stage's sampling, shuffling and initialisation; default: run.seed")
 
 
 class ProblemsStage(Stage):
@@ -299,6 +308,10 @@ ANSWERED = (*COMPLETED, "exact")  # those that need training answers
 class LabelStage(Stage):
     kind: Literal["label"] = "label"
     policy: str | None = Field(default=None, description="input: the stage whose model answers (default: nearest earlier sft)")
+    prompts: str | None = Field(
+        default=None,
+        description="input: the respond stage whose unanswered problems are solved and judged (default: nearest; none: all evolved ones)",
+    )
     lists: int = Field(default=400, ge=1, description="ranked lists for the IRM")
     list_size: int = Field(default=6, ge=2)
     aspects: list[Aspect] = Field(
@@ -695,6 +708,9 @@ class Config(Section):
         names = list(self.stages)
         evolves = [stage for one in names[: names.index(name) + 1] if isinstance(stage := self.stages[one], EvolveStage)]
         return evolves[-1].operations_file if evolves else None
+
+    def seed_of(self, stage: Stage) -> int:
+        return self.run.seed if stage.seed is None else stage.seed
 
     def held_out_files(self) -> list[str]:
         """Every file of test problems that the run names: nothing evolved may repeat them."""

@@ -17,6 +17,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from rlef import rounds
 from rlef.config import STAGE_TYPES, Config, EvolveStage, MethodStage, resolve_path
 from rlef.errors import UserError, raise_all
 
@@ -30,7 +31,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: no such config file", fix="give the path of a YAML file, e.g. configs/quickstart.yaml")
     data = read_yaml(path, fix="start from configs/quickstart.yaml")
     mistaken: list[UserError] = []
-    for override in overrides:
+    for override in sorted(overrides, key=lambda text: not text.startswith("run.")):  # rounds decide which stages there are
         try:
             _override(data, override)
         except UserError as error:
@@ -38,9 +39,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     raise_all(mistaken)
     stages = _mapping(data, "stages", path)
     for name in stages:
-        _mapping(stages, name, path, key=f"stages.{name}").setdefault("kind", name)
+        _mapping(stages, name, path, key=f"stages.{name}")
     run = _mapping(data, "run", path)
     run["dir"] = run.get("dir") or f"runs/{path.stem}"
+    data = rounds.expand(data)
+    for name, settings in data["stages"].items():
+        settings.setdefault("kind", name)
     config = parse_config(data, str(path))
     _check_files(config, path)
     return config
@@ -140,10 +144,11 @@ def _override(data: dict[str, Any], text: str) -> None:
         raise UserError(f"{text!r}: not an override", fix="write key.sub=value, e.g. ppo.iterations=20")
     parts = key.split(".")
     stages = data.get("stages")
-    if isinstance(stages, dict) and parts[0] in stages and parts[0] not in Config.model_fields:
+    names = [*(map(str, stages) if isinstance(stages, dict) else ()), *rounds.round_names(data)]
+    if parts[0] in names and parts[0] not in Config.model_fields:
         parts = ["stages", *parts]
     elif parts[0] not in Config.model_fields:
-        known = [*Config.model_fields, *(map(str, stages) if isinstance(stages, dict) else ())]
+        known = [*Config.model_fields, *names]
         near = difflib.get_close_matches(parts[0], known, n=1, cutoff=0.5)
         raise UserError(
             f"{text!r}: {parts[0]!r} is neither a section nor a stage" + (f"; did you mean `{near[0]}`?" if near else ""),

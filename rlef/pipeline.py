@@ -42,7 +42,7 @@ from rlef.run_dir import RunDir, digest, outside_digest, write_json
 from rlef.sources import read_problems, with_answers
 
 NOT_IN_FINGERPRINT = {
-    "micro_batch_size", "gradient_checkpointing", "save_every", "score_batch_size", "rollout_batch_size", "paid", "require",
+    "micro_batch_size", "gradient_checkpointing", "save_every", "score_batch_size", "rollout_batch_size", "paid", "require", "seed",
 }  # fmt: skip
 DECODING_KINDS = ("label", "evaluate", "evolve")  # their batch_size is rows decoded together: sampling noise does not depend on it
 FOR_FEEDBACK = {"band", "keep_outside", "samples", "temperature", "max_tokens", "use_answers"}  # of an evolve stage, read by feedback alone
@@ -310,7 +310,7 @@ def fingerprint(config: Config, run: RunDir, name: str, inputs: dict[str, str]) 
     settings = stage.model_dump()
     out |= {f"{name}.{key}": outside_digest(settings[key]) for key in PATHS if settings.get(key) is not None}
     out["stage version"] = stage_version(kind)
-    out["run.seed"] = str(config.run.seed)
+    out["run.seed" if stage.seed is None else f"{name}.seed"] = str(config.seed_of(stage))
     if stage.kind not in ("problems", "report"):
         out |= _section(config.model, "model", path=config.model.path, gguf=config.model.gguf_file)
     if kind.uses_teacher or (stage.kind == "ppo" and stage.fresh_every is not None):

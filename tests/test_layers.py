@@ -14,6 +14,7 @@ LAYERS = [
     {
         "errors",
         "config",
+        "rounds",
         "load_config",
         "records",
         "teacher",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,24 @@ def test_a_second_run_redoes_nothing(finished):
     before = {file: file.stat().st_mtime_ns for file in finished.rglob("manifest.json")}
     rlef("run", str(CONFIG), f"run.dir={finished}")
     assert before == {file: file.stat().st_mtime_ns for file in finished.rglob("manifest.json")}
+
+
+@pytest.mark.slow
+def test_a_second_round_goes_on_from_a_finished_first_one(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    shown = rlef(
+        "run", str(CONFIG), f"run.dir={run}", "run.rounds=2", "evolve_2.choose=feedback", "evolve_2.keep_outside=true", "evolve_2.rounds=1"
+    )
+    assert shown.stdout.count("done before") == 9  # all of round 1
+    evolved = [json.loads(line) for line in (run / "evolve_2" / "evolved.jsonl").read_text().splitlines()]
+    assert {problem["lineage"]["round"] for problem in evolved} == {3} and all(problem["pass_rate"] is not None for problem in evolved)
+    practised = {json.loads(line)["problem_id"] for line in (run / "ppo_2" / "rollouts.jsonl").read_text().splitlines()}
+    assert practised <= {problem["id"] for problem in evolved}
+    assert {"sft", "ppo", "dpo", "ppo_2", "dpo_2"} <= set(json.loads((run / "summary.json").read_text())["evaluate"])
+    assert all(name in (run / "report.html").read_text() for name in ("(evolve_2)", "(prm_2)", "(ppo_2)"))
+    again = rlef("run", str(run / "config.yaml"))
+    assert again.stdout.count("done before") == 17
 
 
 @pytest.mark.slow

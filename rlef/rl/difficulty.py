@@ -44,7 +44,7 @@ class Difficulty:
     def __init__(self, policy: Path, prm: Path | None, settings: EvolveStage, config: Config) -> None:
         folder, device = model_folder(policy), pick_device(config.launch.device)
         trust = config.model.trust_remote_code
-        self._settings, self._section, self._seed = settings, config.model, config.run.seed
+        self._settings, self._section, self._seed = settings, config.model, config.seed_of(settings)
         self._tokenizer = load_tokenizer(folder, trust_remote_code=trust)
         model = load_policy(folder, dtype=config.model.dtype, device=device, trust_remote_code=trust)
         self._stops = stop_ids(self._tokenizer, model)

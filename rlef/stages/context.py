@@ -32,4 +32,4 @@ class StageContext:
 
     @property
     def seed(self) -> int:
-        return self.config.run.seed
+        return self.config.seed_of(self.settings)
