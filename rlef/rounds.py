@@ -79,7 +79,7 @@ class _Loop:
     evolves: Sequence[str]
     seed: int
 
-    def stage(self, name: str, number: int, patch: Mapping[str, Any]) -> dict[str, Any]:
+    def stage(self, name: str, number: int, patch: dict[str, Any]) -> dict[str, Any]:
         """The settings of stage `name` in round `number`, of which `patch` has the last word."""
         settings = copy.deepcopy(self.first[name])
         kind = settings["kind"]
