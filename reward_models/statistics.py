@@ -1,4 +1,4 @@
-"""Intervals for what evaluation counts: Wilson for a share, paired bootstrap for a difference, the unbiased pass@k."""
+"""Intervals for what evaluation counts: Wilson for a share, bootstrap over problems, t over seeds; and the unbiased pass@k."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 G = TypeVar("G")
+T_QUANTILES = (  # 97.5 % quantiles of Student's t for 1, 2, .. degrees of freedom
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+)  # fmt: skip
 
 
 def wilson(successes: float, count: int, z: float = 1.959964) -> tuple[float, float]:
@@ -42,6 +45,32 @@ def mean_interval(values: Sequence[float] | np.ndarray, *, seed: int = 0, draws:
     means = np.concatenate([data[rng.integers(0, len(data), (200, len(data)))].mean(1) for _ in range(max(1, draws // 200))])
     low, high = np.percentile(means, [2.5, 97.5])
     return {"mean": float(data.mean()), "ci95": [float(low), float(high)]}
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of few values that are normally distributed, as means of seeds are; nan for fewer than two."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    freedom = len(values) - 1
+    quantile = T_QUANTILES[freedom - 1] if freedom <= len(T_QUANTILES) else 1.96 + 2.5 / freedom
+    half = quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
+def over_seeds(seeds: Sequence[Sequence[float] | np.ndarray], *, seed: int = 0, draws: int = 4000) -> dict[str, Any]:
+    """The mean over seeds of a difference, and two 95 % intervals that say different things.
+
+    `seeds` holds each seed's differences, one a problem. `ci95`: the bootstrap over problems, drawn anew within each seed: how sure the
+    figure is for these trained models. `ci95_seeds`: the t-interval over the seeds' means: how sure for a model trained anew.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = np.zeros(draws)
+    for values in seeds:
+        data = np.asarray(values, dtype=float)
+        drawn += np.concatenate([data[rng.integers(0, len(data), (200, len(data)))].mean(1) for _ in range(-(-draws // 200))])[:draws]
+    means = [float(np.mean(values)) for values in seeds]
+    low, high = np.percentile(drawn / len(seeds), [2.5, 97.5])
+    return {"mean": float(np.mean(means)), "ci95": [float(low), float(high)], "ci95_seeds": list(t_interval(means)), "by_seed": means}
 
 
 def bootstrap_intervals(

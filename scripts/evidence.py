@@ -1,10 +1,11 @@
-"""Does it work? Several seeds of the quickstart with its baselines, paired over problems; a table and one JSON line.
+"""Does it work, and what of it matters? The paper's ablations under one config, seeds paired, with intervals, claims and figures.
 
-    python scripts/evidence.py [--seeds 0 1 2] [--out runs/evidence] [--jobs 1] [--write-readme] [--set key=value ...]
+    python scripts/evidence.py [--seeds 0 1 2 3 4] [--jobs 1] [--only NAME ...] [--out runs/evidence] [--write-readme] [--set key=value ...]
 
-Resumable: each seed is an ordinary run directory, finished stages are not repeated. Besides the quickstart's stages it trains
-`sft_continued` (same data, as many more optimiser steps as PPO's wall time buys at SFT's measured speed) and `rft` (best-of-n
-distillation by the same rewards).
+A seed's problems, SFT and reward models are made once (OUT/seed_0, an ordinary run directory). Each variant is a run directory of its own
+beside it (OUT/seed_0.ppo_orm) in which these stages are links: only the variant's stages run there, and the run's fingerprints vouch that
+the rest is the same. `--jobs`: rlef processes at a time, first one a seed, then one a variant. Resumable: the same command goes on, and
+finished stages are not repeated. `--only` runs these variants alone; the tables show what there is. The last line printed is all as JSON.
 """
 
 from __future__ import annotations
@@ -14,157 +15,162 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
+from evidence_tables import as_table, figures, measured
 
-from reward_models.statistics import mean_interval
+from rlef.config import STAGE_TYPES, Config, DpoStage, PpoStage, SftStage
+from rlef.load_config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
-BEFORE_PPO = ("problems", "evolve", "respond", "sft", "label", "irm", "prm")
-COMPARISONS = {
-    "ppo_minus_sft": ("ppo", "sft"),
-    "ppo_minus_sft_continued": ("ppo", "sft_continued"),
-    "ppo_minus_rft": ("ppo", "rft"),
-    "dpo_minus_sft": ("dpo", "sft"),
-}
-POLICIES = ("sft", "sft_continued", "rft", "dpo", "ppo")
+SHARED = ("problems", "evolve", "respond", "sft", "label", "irm", "prm")
+COUNT, VOTE_COUNT, K = 1000, 300, 16  # held-out problems greedy; of them with k samples
+
+Stages = dict[str, dict[str, Any]]
 
 
-def main() -> int:
+def shared_stages(config: Config) -> Stages:
+    """What all variants of a seed have in common: the config's stages up to the reward models, and an outcome model on the same labels."""
+    stages = {name: _given(config, name) for name in SHARED}
+    return stages | {"orm": stages["prm"] | {"kind": "orm"}}
+
+
+def variants(config: Config, *, count: int = COUNT, vote_count: int = VOTE_COUNT) -> dict[str, Stages]:
+    """Variant -> the stages that it has beside the shared ones; a policy stage is named as its variant.
+
+    RFT, DPO, Step-DPO and GRPO get as many answers as PPO, and SFT goes on for as many as PPO trains on. `sft_seeds` has SFT's most steps,
+    keeps its best weights as SFT does, and sees no evolved problem.
+    """
+    sft, ppo, dpo = (config.stages[name] for name in ("sft", "ppo", "dpo"))
+    assert isinstance(sft, SftStage) and isinstance(ppo, PpoStage) and isinstance(dpo, DpoStage)
+    prompts = ppo.iterations * ppo.prompts_per_iteration
+    answers = prompts * ppo.samples_per_prompt
+    ours, pairs, more = _given(config, "ppo"), _given(config, "dpo"), _given(config, "sft")
+    pairs |= {"count": prompts, "samples_per_prompt": ppo.samples_per_prompt}
+    best = {key: pairs[key] for key in pairs if key in STAGE_TYPES["rft"].model_fields} | {"kind": "rft", "epochs": 2}
+    policies: Stages = {
+        "ppo": ours,
+        "ppo_orm": ours | {"irm": "none", "prm": "orm"},
+        "ppo_prm": ours | {"irm": "none"},
+        "ppo_a": ours | {"reward_mode": "min_terminal"},
+        "ppo_b": ours | {"reward_mode": "step_sum"},
+        "sft_more": more
+        | {"init": "sft", "max_steps": max(1, answers // sft.batch_size), "patience": None, "learning_rate": sft.learning_rate / 5},
+        "sft_seeds": more | {"data": "seeds", "patience": sft.max_steps},
+        "rft": best,
+        "dpo": pairs,
+    }
+    if "pairs" in DpoStage.model_fields:
+        policies["step_dpo"] = pairs | {"pairs": "steps"}
+    if "grpo" in STAGE_TYPES:
+        alike = {key: value for key, value in ours.items() if key in STAGE_TYPES["grpo"].model_fields}
+        policies["grpo"] = alike | {"kind": "grpo", "learning_rate": ppo.policy_lr}
+    evaluate = _given(config, "evaluate") | {"kind": "evaluate", "count": count}
+    greedy = evaluate | {"vote_count": 0, "prm": "none"}
+    voted = evaluate | {"policies": ["sft"], "vote_count": vote_count, "k": K}
+    made: dict[str, Stages] = {"sft": {"evaluate": voted | {"prm": "prm"}, "evaluate_orm": voted | {"prm": "orm"}}}
+    return made | {name: {name: policy, "evaluate": greedy | {"policies": [name]}} for name, policy in policies.items()}
+
+
+def _given(config: Config, name: str) -> dict[str, Any]:
+    """What the config says of a stage, without its defaults."""
+    return config.stages[name].model_dump(mode="json", exclude_unset=True)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where the runs lie and how they are started."""
+
+    config: Config
+    out: Path
+    threads: int
+
+    def shared(self, seed: int, threads: int) -> None:
+        """The seed's common stages."""
+        self._run(f"seed_{seed}", seed, shared_stages(self.config), threads)
+
+    def variant(self, seed: int, name: str, own: Stages) -> None:
+        """One variant of a seed, in a directory where the common stages are links."""
+        run = self.out / f"seed_{seed}.{name}"
+        run.mkdir(parents=True, exist_ok=True)
+        common = shared_stages(self.config)
+        for stage in common:
+            if not (run / stage).exists():
+                (run / stage).symlink_to(Path("..") / f"seed_{seed}" / stage)
+        self._run(run.name, seed, common | own, self.threads)
+
+    def _run(self, name: str, seed: int, stages: Stages, threads: int) -> None:
+        data = self.config.model_dump(mode="json", exclude_unset=True) | {"stages": stages}
+        data["run"] = {"seed": seed, "dir": str(self.out / name)}
+        file = self.out / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+        environment = os.environ | {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": str(threads)}
+        with (self.out / f"{name}.log").open("a") as log:
+            done = subprocess.run([sys.executable, "-m", "rlef", "run", str(file)], env=environment, stdout=log, stderr=subprocess.STDOUT)
+        if done.returncode:
+            raise RuntimeError(
+                f"{name} ended with code {done.returncode}; its end:\n" + "".join((self.out / f"{name}.log").read_text()[-2000:])
+            )
+
+
+def run_all(study: Study, seeds: Sequence[int], chosen: dict[str, Stages], jobs: int) -> list[str]:
+    """Run everything, `jobs` processes at a time: a seed's variants as soon as its common stages are there. Returns what failed, and how."""
+    began, failed = time.monotonic(), []
+    with ThreadPoolExecutor(jobs) as pool:
+        shares = max(study.threads, jobs // len(seeds))
+        waiting: dict[Future[None], tuple[int, str]] = {pool.submit(study.shared, seed, shares): (seed, "") for seed in seeds}
+        while waiting:
+            done = next(as_completed(waiting))
+            seed, name = waiting.pop(done)
+            if error := done.exception():
+                failed.append(str(error))
+            elif not name:
+                waiting |= {pool.submit(study.variant, seed, one, own): (seed, one) for one, own in chosen.items()}
+            state = "failed" if done.exception() else "done"
+            print(f"{time.monotonic() - began:6.0f} s  seed {seed} {name or 'common stages'}: {state}; {len(waiting)} left", flush=True)
+    return failed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=str(ROOT / "configs" / "quickstart.yaml"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", default="runs/evidence")
-    parser.add_argument("--jobs", type=int, default=1, help="seeds run at a time; each then has its share of the cores")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="e.g. sft ppo ppo_orm")
+    parser.add_argument("--out", type=Path, default=Path("runs/evidence"))
+    parser.add_argument("--jobs", type=int, default=1, help="rlef processes at a time")
+    parser.add_argument("--threads", type=int, help="of a process (default: the cores shared among the jobs)")
+    parser.add_argument("--count", type=int, default=COUNT, help="held-out problems, greedy")
+    parser.add_argument("--vote-count", type=int, default=VOTE_COUNT, help=f"the first of them, {K} samples each, for votes")
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--write-readme", action="store_true", help="put the table between the evidence markers of README.md")
-    options = parser.parse_args()
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(options.jobs) as pool:
-        runs = list(pool.map(lambda seed: run_seed(options.config, seed, out, options.overrides, options.jobs), options.seeds))
-    result = pool_results(runs)
-    table = as_table(runs, result)
-    (out / "evidence.json").write_text(json.dumps(result, indent=2))
+    parser.add_argument("--write-readme", action="store_true", help="put the tables between the evidence markers of README.md")
+    options = parser.parse_args(arguments)
+    config = load_config(options.config, options.overrides)
+    every = variants(config, count=options.count, vote_count=options.vote_count)
+    if unknown := set(options.only or ()) - every.keys():
+        parser.error(f"--only: unknown {', '.join(sorted(unknown))}; there are {', '.join(every)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
+    chosen = {name: own for name, own in every.items() if options.only is None or name in options.only}
+    failed = run_all(Study(config, options.out, threads), options.seeds, chosen, options.jobs)
+
+    result = measured(options.out, options.seeds, list(every), config)
+    table = as_table(result)
+    (options.out / "results.json").write_text(json.dumps(result, indent=2))
+    (options.out / "table.md").write_text(table + "\n")
+    for name, figure in figures(result).items():
+        (options.out / f"{name}.svg").write_text(figure)
     print(table)
     if options.write_readme:
         write_readme(ROOT / "README.md", table)
+    print("\n".join(failed), file=sys.stderr)
     print(json.dumps(result))
-    return 0
-
-
-def run_seed(config: str, seed: int, out: Path, overrides: Sequence[str], jobs: int) -> Path:
-    """One run directory with every stage finished."""
-    run = out / f"seed_{seed}"
-    file = out / f"seed_{seed}.yaml"
-    data = yaml.safe_load(Path(config).read_text())
-    stages = data["stages"]
-    sft, dpo = dict(stages["sft"]), dict(stages["dpo"])
-    evaluate = {**(stages.pop("evaluate") or {}), "count": 1000, "vote_count": 300, "policies": list(POLICIES)}
-    stages.pop("report", None)
-    rft = {key: dpo[key] for key in ("count", "samples_per_prompt", "max_tokens", "batch_size", "micro_batch_size") if key in dpo}
-    stages["rft"] = rft | {"learning_rate": dpo["learning_rate"], "epochs": 2}
-    stages["sft_continued"] = sft | {"kind": "sft", "init": "sft", "patience": None, "learning_rate": sft["learning_rate"] / 5}
-    stages["evaluate"] = evaluate
-    stages["report"] = {}
-    data["run"] = {"seed": seed, "dir": str(run)}
-    file.write_text(yaml.safe_dump(data, sort_keys=False))
-    environment = os.environ | {"WANDB_MODE": "disabled"}
-    if jobs > 1:
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-
-    def rlef(*arguments: str) -> None:
-        command = [sys.executable, "-m", "rlef", *arguments]
-        with (out / f"seed_{seed}.log").open("a") as log:
-            subprocess.run(command, check=True, env=environment, stdout=log, stderr=subprocess.STDOUT)
-
-    for stage in (*BEFORE_PPO, "ppo"):
-        rlef("run", str(file), *overrides, "--only", stage)
-    manifests = {stage: json.loads((run / stage / "manifest.json").read_text()) for stage in ("sft", "ppo")}
-    speed = manifests["sft"]["result"]["steps"] / manifests["sft"]["result"]["train_seconds"]
-    steps = max(1, round(manifests["ppo"]["seconds"] * speed))
-    chosen = run / "sft_continued_steps.txt"  # fixed at the first run, so that a later one does not redo the stage
-    if not chosen.is_file():
-        chosen.write_text(str(steps))
-    rlef("run", str(file), *overrides, f"sft_continued.max_steps={chosen.read_text()}")
-    return run
-
-
-def rows_of(run: Path, policy: str) -> list[dict[str, Any]]:
-    with (run / "evaluate" / f"samples_{policy}.jsonl").open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def pool_results(runs: Sequence[Path]) -> dict[str, Any]:
-    """Differences pooled over seeds: problems are resampled within each seed; the seeds' own means stand beside."""
-    pooled: dict[str, Any] = {}
-    for name, (first, second) in COMPARISONS.items():
-        per_seed = [differences(rows_of(run, first), rows_of(run, second), "right") for run in runs]
-        pooled[name] = pool(per_seed)
-    per_seed = []
-    for run in runs:
-        voted = [row for row in rows_of(run, "sft") if "prm_vote" in row]
-        per_seed.append(np.array([float(row["prm_vote"]) - float(row["majority"]) for row in voted]))
-    pooled["prm_vote_minus_majority"] = pool(per_seed)
-    metrics = {name: [json.loads((run / name / "manifest.json").read_text())["result"] for run in runs] for name in ("irm", "prm")}
-    return {
-        "pooled": pooled,
-        "irm": {
-            "pair_accuracy": mean([row["pair_accuracy"] for row in metrics["irm"]]),
-            "by_flaw": by_key([row["by_flaw"] for row in metrics["irm"]]),
-        },
-        "prm": {
-            "step_auroc": mean([row["step_auroc"] for row in metrics["prm"]]),
-            "by_depth": by_key([row["by_depth"] for row in metrics["prm"]]),
-        },
-    }
-
-
-def differences(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]], key: str) -> np.ndarray:
-    """Per problem, paired by id."""
-    other = {row["problem_id"]: row for row in second}
-    return np.array([float(row[key]) - float(other[row["problem_id"]][key]) for row in first])
-
-
-def pool(per_seed: Sequence[np.ndarray]) -> dict[str, Any]:
-    return mean_interval(np.concatenate(per_seed)) | {"per_seed": [float(values.mean()) for values in per_seed]}
-
-
-def mean(values: Sequence[float]) -> float:
-    return float(np.mean(values))
-
-
-def by_key(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {key: float(np.nanmean([row[key] for row in rows if key in row])) for key in sorted({key for row in rows for key in row})}
-
-
-def as_table(runs: Sequence[Path], result: dict[str, Any]) -> str:
-    """Markdown: policies, differences, reward models."""
-    lines = [
-        "| policy | " + " | ".join(f"seed {run.name.removeprefix('seed_')}" for run in runs) + " | mean pass@1 |",
-        "|---" * (len(runs) + 2) + "|",
-    ]
-    for policy in POLICIES:
-        shares = [float(np.mean([row["right"] for row in rows_of(run, policy)])) for run in runs]
-        lines.append(f"| {policy} | " + " | ".join(f"{share:.1%}" for share in shares) + f" | {np.mean(shares):.1%} |")
-    lines += ["", "| difference | mean | 95 % over problems | by seed |", "|---|---|---|---|"]
-    for name, row in result["pooled"].items():
-        low, high = row["ci95"]
-        lines.append(
-            f"| {name.replace('_', ' ')} | {row['mean']:+.3f} | {low:+.3f} to {high:+.3f} | {', '.join(f'{value:+.3f}' for value in row['per_seed'])} |"
-        )
-    flaws = ", ".join(f"{kind} {value:.2f}" for kind, value in result["irm"]["by_flaw"].items())
-    depths = ", ".join(f"{depth}: {value:.2f}" for depth, value in result["prm"]["by_depth"].items())
-    lines += [
-        "",
-        f"IRM pair accuracy {result['irm']['pair_accuracy']:.3f} ({flaws}). PRM step AUROC {result['prm']['step_auroc']:.3f} (by depth {depths}).",
-    ]
-    return "\n".join(lines)
+    return int(bool(failed))
 
 
 def write_readme(file: Path, table: str) -> None:

@@ -12,11 +12,15 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from reward_models.process import ProcessRewardModel, StepScores
+from rlef import pipeline
+from rlef.config import STAGE_TYPES
 from rlef.evolution.arithmetic import check_equations
+from rlef.load_config import load_config, parse_config
 from rlef.records import Lineage, Problem
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -31,35 +35,122 @@ def script(name):
     return module
 
 
-def test_evidence_pools_pairs_by_problem(tmp_path):
+def test_the_variants_of_the_evidence_differ_in_what_they_are_named_for():
     evidence = script("evidence")
-    runs = []
-    for seed in (0, 1):
-        run = tmp_path / f"seed_{seed}"
-        (run / "evaluate").mkdir(parents=True)
-        for place, policy in enumerate(evidence.POLICIES):
-            rows = [
-                {"problem_id": str(number), "right": number < 4 + place, "majority": False, "prm_vote": number < 5} for number in range(10)
-            ]
-            order = rows if place % 2 else rows[::-1]  # order must not matter: pairs go by problem
-            (run / "evaluate" / f"samples_{policy}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in order))
-        for name, result in {
-            "irm": {"pair_accuracy": 0.8 + seed / 10, "by_flaw": {"x": 0.5}},
-            "prm": {"step_auroc": 0.9, "by_depth": {"1": 0.9}},
-        }.items():
-            (run / name).mkdir()
-            (run / name / "manifest.json").write_text(json.dumps({"result": result}))
-        runs.append(run)
-    result = evidence.pool_results(runs)
-    assert result["pooled"]["ppo_minus_sft"]["mean"] == pytest.approx(0.4) and result["pooled"]["ppo_minus_sft"][
-        "per_seed"
-    ] == pytest.approx([0.4, 0.4])
-    assert result["pooled"]["ppo_minus_rft"]["mean"] == pytest.approx(0.2) and result["pooled"]["prm_vote_minus_majority"]["mean"] == 0.5
-    assert result["irm"]["pair_accuracy"] == pytest.approx(0.85)
+    root = Path(__file__).parents[1]
+    config = load_config(root / "configs" / "quickstart.yaml", ["ppo.iterations=4"])
+    shared, every = evidence.shared_stages(config), evidence.variants(config)
+    assert list(shared) == ["problems", "evolve", "respond", "sft", "label", "irm", "prm", "orm"]
+    ppo = every["ppo"]["ppo"]
+    assert ppo["iterations"] == 4 and ppo["kl_coef"] == 0.05 and "reward_mode" not in ppo
+    differs = {
+        "ppo_orm": {"irm": "none", "prm": "orm"},
+        "ppo_prm": {"irm": "none"},
+        "ppo_a": {"reward_mode": "min_terminal"},
+        "ppo_b": {"reward_mode": "step_sum"},
+    }
+    for name, change in differs.items():
+        assert every[name][name] == ppo | change, name
+    assert every["sft_more"]["sft_more"]["max_steps"] == 4 * 64 * 8 // 16 and every["sft_more"]["sft_more"]["init"] == "sft"
+    assert all(every[name][name]["count"] == 4 * 64 and every[name][name]["samples_per_prompt"] == 8 for name in ("rft", "dpo"))
+    assert ("grpo" in every) == ("grpo" in STAGE_TYPES)
+    for name, own in every.items():  # each is a config, and its policy reads what it should
+        data = config.model_dump(mode="json", exclude_unset=True) | {"stages": shared | own}
+        inputs = pipeline.resolve_all(parse_config(data, name))
+        assert inputs["evaluate"][f"policy:{name}"] == name
+        if "prm" in inputs.get(name, {}):
+            wanted = ("orm", None) if name == "ppo_orm" else ("prm", None if name == "ppo_prm" else "irm")
+            assert (inputs[name]["prm"], inputs[name].get("irm"), inputs[name]["init"]) == (*wanted, "sft")
+    assert (
+        pipeline.resolve_all(parse_config(config.model_dump(mode="json") | {"stages": shared | every["sft"]}, "c"))["evaluate_orm"]["prm"]
+        == "orm"
+    )
+
+
+def evidence_run(out, seed, name, right, *, text="a\n#### 1", votes=None, folder="evaluate"):
+    """A finished evaluation of 10 problems, half of them of depth 5, of which `right` are solved."""
+    rows = [
+        {"problem_id": str(number), "depth": 1 + 4 * (number % 2), "right": number in right, "text": text}
+        | (votes(number) if votes else {})
+        for number in range(10)
+    ]
+    run = out / f"seed_{seed}.{name}" / folder
+    run.mkdir(parents=True)
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (run / f"samples_{name}.jsonl").write_text("".join(lines if name == "ppo" else reversed(lines)))  # pairs go by problem, not by place
+    (run / "manifest.json").write_text("{}")
+
+
+def test_the_evidence_is_paired_by_seed_and_problem_and_a_claim_needs_both_intervals(tmp_path):
+    tables = script("evidence_tables")
+    config = load_config(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
+
+    def scored(best):
+        return lambda number: {
+            "majority": False,
+            "prm_vote": number in best,
+            "best": number in best,
+            "candidates": [
+                {"answer": "1", "correct": True, "score": float(number in best)},
+                {"answer": "2", "correct": False, "score": 0.5},
+            ],
+        }
+
+    for seed in (0, 1, 2):
+        evidence_run(tmp_path, seed, "sft", {0, 1, 2}, votes=scored({0, 1, 2, 3, 4, 5}))
+        evidence_run(tmp_path, seed, "sft", {0, 1, 2}, votes=scored({0}), folder="evaluate_orm")
+        evidence_run(tmp_path, seed, "ppo", set(range(8 + seed % 2)), text="a\n#### 1")
+        evidence_run(tmp_path, seed, "ppo_b", {0, 1, 2} if seed else set(range(10)), text="a\nb\n#### 1")
+        (tmp_path / f"seed_{seed}.ppo_b" / "metrics.jsonl").write_text(
+            "".join(json.dumps({"stage": "ppo_b", "step": step, "rollout/steps": step + seed}) + "\n" for step in (1, 2))
+        )
+    evidence_run(tmp_path, 1, "sft_seeds", {0, 2})
+    found = tables.measured(tmp_path, [0, 1, 2], ["sft", "sft_seeds", "ppo", "ppo_b", "dpo"], config)
+    differences, claims = found["differences"], {one["claim"]: one["stands"] for one in found["claims"]}
+    assert differences["ppo - sft"]["by_seed"] == pytest.approx([0.5, 0.6, 0.5]) and differences["ppo - sft"]["ci95"][0] > 0.3
+    assert differences["same, unseen"]["seeds"] == [1] and differences["same, unseen"]["mean"] == pytest.approx(
+        0.2
+    )  # of 5 deep ones, number 1
+    assert differences["PRM - ORM vote"]["mean"] == 0.5 and differences["PRM - majority"]["mean"] == 0.6
+    assert differences["steps B - sft"]["mean"] == 1 and "dpo - sft" not in differences
+    assert found["policies"]["ppo"]["by_depth"] == {"1": pytest.approx(13 / 15), "5": 0.8}
+    assert found["training_steps"]["ppo_b"] == [2.0, 3.0]
+    assert [row["best_of"]["mean"] for row in found["curves"]["PRM"]] == pytest.approx([0.5, 0.6])
+    assert claims["PPO (IRM x PRM) gains 8 points on SFT"] and claims["mode B writes more steps than SFT"]
+    assert claims["mode F does not (a tenth of a step at most)"]
+    one_seed_alone = tables.Claim("", "", 0.0)
+    split = tables.over_seeds([[0.5] * 9, [0.0] * 9])  # sure over problems, not over seeds
+    assert split["ci95"][0] > 0 and not one_seed_alone.stands(split) and one_seed_alone.stands(tables.over_seeds([[0.5] * 9]))
+    assert not tables.Claim("", "", 0.6).stands(tables.over_seeds([[0.5] * 9]))
+    table = tables.as_table(found)
+    assert "| PPO (IRM x PRM) gains 8 points on SFT | +53.3 |" in table and "ppo_b 2.00 to 3.00" in table
+    drawn = tables.figures(found)
+    assert {"problems", "seeds", "steps", "vote", "best"} == drawn.keys()
+    assert all(ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg" for svg in drawn.values())
     readme = tmp_path / "README.md"
     readme.write_text("a <!-- evidence:begin --> old <!-- evidence:end --> z")
-    evidence.write_readme(readme, evidence.as_table(runs, result))
-    assert "old" not in readme.read_text() and "ppo minus sft" in readme.read_text() and readme.read_text().endswith(" z")
+    script("evidence").write_readme(readme, table)
+    assert "old" not in readme.read_text() and "gains 8 points" in readme.read_text() and readme.read_text().endswith(" z")
+
+
+@pytest.mark.slow
+def test_the_evidence_in_small_goes_on_where_it_stopped(tmp_path):
+    root = Path(__file__).parents[1]
+    command = [sys.executable, str(root / "scripts" / "evidence.py"), "--config", str(root / "tests" / "configs" / "tiny.yaml")]
+    command += ["--seeds", "0", "1", "--jobs", "2", "--threads", "1", "--count", "10", "--vote-count", "4", "--out", str(tmp_path / "out")]
+
+    def run(*more):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, cwd=root, env=os.environ | {"PYTHONPATH": str(root)})
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    first = run("--only", "sft", "ppo", "ppo_orm")
+    assert set(first["policies"]) == {"sft", "ppo", "ppo_orm"} and first["policies"]["ppo"]["seeds"] == [0, 1]
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("manifest.json")}
+    whole = run()
+    assert {"sft_more", "sft_seeds", "rft", "dpo", "ppo_a", "ppo_b", "ppo_prm"} <= set(whole["policies"])
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+    assert (tmp_path / "out" / "table.md").is_file() and (tmp_path / "out" / "steps.svg").is_file()
 
 
 class Reader:

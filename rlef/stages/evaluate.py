@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from reward_models import metrics
+from reward_models.curves import Candidate
 from reward_models.process import aggregate
 from reward_models.statistics import paired_difference, pass_at_k, wilson
 from rlef.answers import canonical, same_answer
@@ -44,6 +45,7 @@ class Outcome(BaseModel):
     majority: bool | None = None
     prm_vote: bool | None = None
     best: bool | None = None
+    candidates: tuple[Candidate, ...] | None = None  # the k samples, scored where there is a reward model: reward_models.curves reads them
 
 
 def run(ctx: StageContext) -> dict:
@@ -172,8 +174,12 @@ def _answer(
         if place < len(voters):
             group = slice(place * settings.k, (place + 1) * settings.k)
             answers = [canonical(answer, problem.question) if answer is not None else None for _, answer in read[group]]
+            candidates = tuple(
+                Candidate(answer, _is_right(answer, problem), score) for answer, score in zip(answers, weights[group], strict=True)
+            )
             votes: dict[str, Any] = {
-                "sampled_right": sum(_is_right(answer, problem) for answer in answers),
+                "candidates": candidates,
+                "sampled_right": sum(one.correct for one in candidates),
                 "majority": _is_right(metrics.majority_vote(answers), problem),
             }
             if prm is not None:
