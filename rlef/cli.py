@@ -173,6 +173,7 @@ def check(config: Any) -> int:
         if manifest is not None:
             state = f"to redo ({reasons[name]})" if name in reasons else f"done ({manifest.seconds:.0f} s)"
         served = {key: " ".join(urls) for key, urls in pipeline.served_models(stage).items()}
+        served |= {key: ":".join(place) for key, place in pipeline.reward_functions(stage).items()}
         shown = ", ".join(key if key.startswith("policy:") else f"{key} <- {source}" for key, source in (inputs[name] | served).items())
         print(f"  {name:12} {state:24} {shown if stage.kind != 'report' else 'the whole run'}")
     for line in memory:

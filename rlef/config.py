@@ -128,10 +128,12 @@ ADDRESS = ("http://", "https://")
 def _stage_or_addresses(given: Any) -> Any:
     """A text stays as it is; a list becomes a tuple of addresses."""
     if given is None or (isinstance(given, str) and not given.startswith(ADDRESS)):
+        if given is not None and (given.endswith(".py") or (".py:" in given and function_of(given) is None)):
+            raise ValueError("name a function of the Python file: rewards.py:grade")
         return given
     listed = [given] if isinstance(given, str) else given
     if not isinstance(listed, list | tuple) or not listed or not all(isinstance(one, str) and one.startswith(ADDRESS) for one in listed):
-        raise ValueError("must be a stage, a folder, the http address of a served model, or a list of such addresses")
+        raise ValueError("must be a stage, a folder, FILE.py:FUNCTION, the http address of a served model, or a list of such addresses")
     for one in listed:
         try:
             parts = urlsplit(one)
@@ -152,6 +154,14 @@ def addresses(source: str | tuple[str, ...] | None) -> list[str]:
     """Where a reward model is served; none where it is a stage or a folder."""
     listed = [source] if isinstance(source, str) else source or ()
     return [one.rstrip("/") for one in listed if one.startswith(ADDRESS)]
+
+
+def function_of(source: str | tuple[str, ...] | None) -> tuple[str, str] | None:
+    """File and name of a user's function (rlef.rl.functions); None where the source is something else."""
+    if not isinstance(source, str) or source.startswith(ADDRESS):
+        return None
+    file, _, name = source.rpartition(":")
+    return (file, name) if file.endswith(".py") and name.isidentifier() else None
 
 
 class Stage(Section):
@@ -421,15 +431,25 @@ class RewardSettings(Stage):
 
     init: str | None = Field(default=None, description="input: the policy to start from")
     prompts: str | None = Field(default=None, description="input: problems to practise on (default: the evolved ones nobody answered)")
-    irm: RewardSource = Field(default=None, description="input, or where it is served; 'none' sets r_I = 1")
+    irm: RewardSource = Field(
+        default=None, description="input, or where it is served, or a function of yours, rewards.py:rate; 'none' sets r_I = 1"
+    )
     prm: RewardSource = Field(
         default=None,
         description="input: the process reward model; or where `python -m reward_models serve` has it, http://host:8500 or a list that "
-        "shares the load (the token from REWARD_MODELS_TOKEN, where they want one)",
+        "shares the load (the token from REWARD_MODELS_TOKEN, where they want one); or a function of yours, rewards.py:grade, which "
+        "rlef.rl.functions describes",
     )
     max_tokens: int = Field(default=128, ge=1, description="tokens of an answer")
     use_answers: bool = Field(
         default=False, description="True: rows whose answer is known and wrong get r_A = 0. The default learns from learned rewards alone"
+    )
+    verifiable: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the prompts, drawn by their ids, whose known answer alone is r_A, 1 or 0, and the prm is not asked (PURE, "
+        "arXiv 2504.15275, has 0.1 beside a PRM; 1 is RLVR); needs use_answers",
     )
     score_batch_size: int = Field(default=128, ge=1)
     rollout_batch_size: int = Field(default=512, ge=1, description="rows decoded together")
@@ -688,11 +708,16 @@ class Config(Section):
                         f"stages.{name}.batch_size: {stage.batch_size} is no multiple of "
                         f"micro_batch_size x launch.processes = {micro} x {world}"
                     )
-            if stage.kind == "ppo" and stage.critic_init == "prm" and addresses(stage.prm):
+            if stage.kind == "ppo" and stage.critic_init == "prm" and (addresses(stage.prm) or function_of(stage.prm)):
+                given = (addresses(stage.prm) or [stage.prm])[0]
                 wrong.append(
-                    f"stages.{name}.critic_init: prm: the critic starts from the model's folder, and {addresses(stage.prm)[0]} gives "
-                    "scores alone; use critic_init: policy, or name the folder as prm"
+                    f"stages.{name}.critic_init: prm: the critic starts from the model's folder, and {given} "
+                    "gives scores alone; use critic_init: policy, or name the folder as prm"
                 )
+            if isinstance(stage, RewardSettings) and stage.verifiable and not stage.use_answers:
+                wrong.append(f"stages.{name}.verifiable: needs use_answers: true, or no answer is known")
+            if stage.kind == "ppo" and stage.verifiable and stage.reward_mode == "step_delta":
+                wrong.append(f"stages.{name}.verifiable: step_delta pays a single score nothing; use another reward_mode or outcome_weight")
             if stage.kind == "ppo" and stage.prompts_per_iteration < world:
                 wrong.append(f"stages.{name}.prompts_per_iteration: fewer prompts than processes ({world})")
             if stage.kind == "ppo" and stage.prompts_per_iteration < stage.minibatches:

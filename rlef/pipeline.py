@@ -34,10 +34,12 @@ from rlef.config import (
     RewardSettings,
     Section,
     addresses,
+    function_of,
     resolve_path,
 )
 from rlef.errors import UserError, raise_all
 from rlef.evolution.operations import check_weights, operations_of, operations_to_improve
+from rlef.rl.functions import check_function
 from rlef.run_dir import RunDir, digest, outside_digest, write_json
 from rlef.sources import read_problems, with_answers
 
@@ -130,7 +132,7 @@ def resolve_inputs(config: Config, name: str) -> dict[str, str]:
     for marked, makers in REGISTRY[stage.kind].inputs.items():
         key, optional = marked.rstrip("?!"), marked.endswith(("?", "!"))
         given = settings.get(key)
-        if (given == "none" and optional) or key in _unread(stage) or key in served_models(stage):
+        if (given == "none" and optional) or key in _unread(stage) or key in served_models(stage) | reward_functions(stage):
             continue
         if given is not None:
             kinds = POLICY_KINDS if key in ("init", "policy") else tuple(kind for maker in makers for kind in maker.split("|"))
@@ -221,6 +223,13 @@ def served_models(stage: AnyStage) -> dict[str, list[str]]:
     return {key: urls for key, urls in found.items() if urls}
 
 
+def reward_functions(stage: AnyStage) -> dict[str, tuple[str, str]]:
+    """Functions of the user's in reward models' places: irm or prm -> file and name."""
+    settings = dict(stage)
+    found = {key: function_of(settings.get(key)) for key in ("irm", "prm") if key not in _unread(stage)}
+    return {key: place for key, place in found.items() if place is not None}
+
+
 def _source(config: Config, key: str, given: str, earlier: Sequence[str], kinds: Sequence[str]) -> str:
     """A given input, if it is an earlier stage of one of `kinds` or a path that exists."""
     before = f"stages before it: {', '.join(earlier) or 'none'}"
@@ -253,7 +262,8 @@ def resolve_all(config: Config) -> dict[str, dict[str, str]]:
 
 
 def check_data(config: Config) -> None:
-    """The files that stages will read: a broken line, an empty file, an unknown operation: told before hours of work, not after them."""
+    """The files that stages will read: a broken line, an empty file, an unknown operation or function: told before hours of work, not after
+    them."""
     wrong: list[UserError] = []
     graded = {f"{name}.path" for name, stage in config.stages.items() if stage.kind == "evaluate"}
     if any(stage.kind == "evaluate" and stage.path is None for stage in config.stages.values()):
@@ -268,6 +278,11 @@ def check_data(config: Config) -> None:
                     operations_to_improve(operations, stage.operations, ())
             except UserError as error:
                 wrong.append(UserError(f"stages.{name}: {error.problem}", error.fix))
+        for key, (file, function) in reward_functions(stage).items():
+            try:
+                check_function(key, file, function)
+            except UserError as error:
+                wrong.append(UserError(f"stages.{name}.{key}: {error.problem}", error.fix))
         files: dict[str, tuple[str, int, bool]] = {}
         if stage.kind == "problems":
             if stage.source == "jsonl" and stage.path is not None:
@@ -337,6 +352,8 @@ def fingerprint(config: Config, run: RunDir, name: str, inputs: dict[str, str]) 
             out[f"served {key}"] = served_digest(urls, key)
         except RewardModelsError:
             out[f"served {key}"] = NOT_REACHED
+    for key, (file, function) in reward_functions(stage).items():
+        out[f"function {key}"] = f"{function} {outside_digest(file)}"
     for key, source in inputs.items():
         out[f"input {key}"] = run.outputs_digest(source) if source in config.stages else outside_digest(source)
     return out

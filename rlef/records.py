@@ -142,6 +142,7 @@ class Rollout(Record):
     instruction: float  # r_I
     answer: float  # r_A
     total: float  # r_I * r_A, before penalties
+    masked: bool = False  # a factor is missing, and scores stand at 0
     length: int  # tokens, EOS included
     finished: bool  # ended by a stop token
 

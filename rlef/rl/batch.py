@@ -18,7 +18,8 @@ class RolloutBatch:
     prompts: list[tuple[int, ...]]  # B
     answers: list[tuple[int, ...]]  # B, the sampled tokens, EOS included
     rows: torch.Tensor  # (B,) index of each row in the whole iteration, over all ranks
-    mask: torch.Tensor  # (B, T) 1 on sampled tokens, EOS included; made from lengths, never from token ids (pad may equal EOS)
+    mask: torch.Tensor  # (B, T) 1 on sampled tokens, EOS included; made from lengths, never from token ids (pad may equal EOS); PPO
+    # puts it to 0 on whole rows that could not be judged, and with it their part in every loss, count and mean
     rollout_logprobs: torch.Tensor  # (B, T) by the sampler, after temperature
     old_logprobs: torch.Tensor  # (B, T) by the trainer's own forward before the first update
     ref_logprobs: torch.Tensor  # (B, T)

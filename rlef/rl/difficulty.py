@@ -62,7 +62,8 @@ class Difficulty:
             )
 
     def measure(self, problems: Sequence[Problem], progress: Callable[[int], None] | None = None) -> list[float | None]:
-        """A pass rate a problem; None outside math, where answers do not compare. `progress` counts samples."""
+        """A pass rate a problem, of the samples that could be judged; None where none could, and outside math, where answers do not
+        compare. `progress` counts samples."""
         rates: list[float | None] = [None] * len(problems)
         places = [place for place, problem in enumerate(problems) if problem.domain == "math"]
         prompts = [self._prompt(problems[place]) for place in places]
@@ -71,18 +72,20 @@ class Difficulty:
         answers = sample_answers(self._generator, prompts, count, params, seed=self._seed, iteration=ITERATION, progress=progress)
         judged = self._judged([prompt.problem for prompt, _, _ in answers], [completion for _, _, completion in answers])
         for number, place in enumerate(places):
-            problem, group = problems[place], judged[number * count : (number + 1) * count]
+            problem, group = problems[place], [one for one in judged[number * count : (number + 1) * count] if one is not None]
             known = problem.answer if self._settings.use_answers else None
-            rates[place] = pass_rate([one for one, _ in group], [weight for _, weight in group], known=known, question=problem.question)
+            if group:
+                rates[place] = pass_rate([one for one, _ in group], [weight for _, weight in group], known=known, question=problem.question)
         return rates
 
     def _prompt(self, problem: Problem) -> Prompt:
         bare = problem.model_copy(update={"answer": None, "solution": None, "truth": None})
         return Prompt(bare, tuple(prompt_ids(self._tokenizer, problem.question, self._section)), gold=None)
 
-    def _judged(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[tuple[str | None, float]]:
-        """Answer and weight of each completion; one that was cut off gives none."""
+    def _judged(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[tuple[str | None, float] | None]:
+        """Answer and weight of each completion; one that was cut off gives no answer. None: it could not be judged."""
         if self._reward is not None:
-            return [(score.given, score.answer) for score in self._reward.score(problems, completions)]
+            scores = self._reward.score(problems, completions)
+            return [None if score.masked else (score.given, score.answer) for score in scores]
         texts = [decode(self._tokenizer, one.tokens, self._stops) for one in completions]
         return [(split_answer(text, self._section)[1] if one.finished else None, 1.0) for text, one in zip(texts, completions, strict=True)]

@@ -33,24 +33,26 @@ class Sums:
 
 
 def rollout_metrics(batch: RolloutBatch, samples: Sequence[Sample], entropy: torch.Tensor) -> dict[str, float]:
-    """What was sampled, over all ranks. entropy: (B, T)."""
+    """What was sampled and judged, over all ranks; nan for means where nothing was judged. entropy: (B, T)."""
+    judged = [sample for sample in samples if not sample.score.masked]
     mask = batch.mask
     gap = masked(batch.old_logprobs - batch.rollout_logprobs, mask).abs()
     error = masked(batch.returns - batch.values, mask)
     returns = masked(batch.returns, mask)
     sums = Sums()
     sums.add(
-        rows=len(samples),
+        sampled=len(samples),
+        rows=len(judged),
         tokens=mask.sum(),
-        total=sum(sample.score.total for sample in samples),
-        instruction=sum(sample.score.instruction for sample in samples),
-        answer=sum(sample.score.answer for sample in samples),
-        finished=sum(sample.completion.finished for sample in samples),
-        no_answer=sum(sample.score.zeroed == "no_answer" for sample in samples),
-        too_long=sum(sample.score.zeroed == "too_long" for sample in samples),
-        steps=sum(len(sample.score.steps) for sample in samples),
-        repeated=sum(sample.score.repeated_steps for sample in samples),
-        after=sum(sample.score.steps_after_answer for sample in samples),
+        total=sum(sample.score.total for sample in judged),
+        instruction=sum(sample.score.instruction for sample in judged),
+        answer=sum(sample.score.answer for sample in judged),
+        finished=sum(sample.completion.finished for sample in judged),
+        no_answer=sum(sample.score.zeroed == "no_answer" for sample in judged),
+        too_long=sum(sample.score.zeroed == "too_long" for sample in judged),
+        steps=sum(len(sample.score.steps) for sample in judged),
+        repeated=sum(sample.score.repeated_steps for sample in judged),
+        after=sum(sample.score.steps_after_answer for sample in judged),
         kl=masked(k1(batch.old_logprobs, batch.ref_logprobs), mask).sum(),
         k3=masked(k3(batch.old_logprobs, batch.ref_logprobs), mask).sum(),
         entropy=masked(entropy, mask).sum(),
@@ -62,19 +64,20 @@ def rollout_metrics(batch: RolloutBatch, samples: Sequence[Sample], entropy: tor
         returns2=returns.square().sum(),
         error=error.sum(),
         error2=error.square().sum(),
-        known=sum(sample.prompt.gold is not None for sample in samples),
-        exact=sum(is_exact(sample) for sample in samples),
-        known_answer=sum(sample.score.answer for sample in samples if sample.prompt.gold is not None),
+        known=sum(sample.prompt.gold is not None for sample in judged),
+        exact=sum(is_exact(sample) for sample in judged),
+        known_answer=sum(sample.score.answer for sample in judged if sample.prompt.gold is not None),
     )
     total = sums.reduced()
-    rows, tokens = max(total["rows"], 1.0), max(total["tokens"], 1.0)
+    rows, tokens = total["rows"] or math.nan, total["tokens"] or math.nan
     moments = torch.tensor([total[name] for name in ("tokens", "returns", "returns2", "error", "error2")])
     return {
         "reward/total": total["total"] / rows,
         "reward/instruction": total["instruction"] / rows,
         "reward/answer": total["answer"] / rows,
+        "reward/masked": (total["sampled"] - total["rows"]) / max(1.0, total["sampled"]),
         "rollout/length": tokens / rows,
-        "rollout/tokens": tokens,
+        "rollout/tokens": total["tokens"],
         "rollout/finished": total["finished"] / rows,
         "rollout/no_answer": total["no_answer"] / rows,
         "rollout/too_long": total["too_long"] / rows,
@@ -116,12 +119,13 @@ RULES = {
     ),
     "step_count": Rule(
         "rollout/steps",
-        lambda first, now: not 0.5 * first <= now <= 2 * first or (now > 32 >= first),
-        "answers have twice or half as many steps as at the start, or more than 32: is it steps that are paid?",
+        lambda first, now: not 0.5 * first <= now <= 2 * first or (now > 32 >= first) or (now < 2 <= first),
+        "answers have twice or half as many steps as at the start, more than 32 or fewer than 2: is it steps that are paid?",
     ),
     "repeated_steps": Rule("rollout/repeated_steps", lambda first, now: now > first + 0.5, "steps are written twice"),
     "steps_after_answer": Rule("rollout/steps_after_answer", lambda first, now: now > first + 0.5, "steps follow the final answer"),
     "unfinished": Rule("rollout/finished", lambda first, now: now < 0.5 * first, "half as many answers end before max_tokens"),
+    "masked": Rule("reward/masked", lambda _, now: now > 0.1, "answers could not be judged; they teach nothing and count in no mean"),
     "no_answer": Rule("rollout/no_answer", lambda first, now: now > first + 0.25, "answers have no final answer"),
     "reward_gap": Rule(
         "monitor/reward_gap",

@@ -28,15 +28,16 @@ def by_prompt(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
 def reward_pairs(samples: Sequence[Sample], *, min_margin: float, max_length_ratio: float) -> tuple[list[Pair], dict[str, int]]:
     """Best against worst of each prompt by r_A (r_I is the same for both), and how many prompts gave no pair, by reason.
 
-    Both answers must be finished, differ in text, differ by at least `min_margin`, and be alike in length: the longer at most
-    `max_length_ratio` times the shorter. Equal scores make no pair: a coin toss is not a preference.
+    Both answers must have been judged, be finished, differ in text, differ by at least `min_margin`, and be alike in length: the longer at
+    most `max_length_ratio` times the shorter. Equal scores make no pair: a coin toss is not a preference.
     """
     pairs: list[Pair] = []
     left_out: Counter[str] = Counter()
     for group in by_prompt(samples):
-        finished = [sample for sample in group if sample.completion.finished]
+        judged = [sample for sample in group if not sample.score.masked]
+        finished = [sample for sample in judged if sample.completion.finished]
         if len(finished) < 2:
-            left_out["unfinished"] += 1
+            left_out["unfinished" if len(judged) > 1 else "masked"] += 1
             continue
         best = max(finished, key=lambda sample: sample.score.answer)
         worst = min(finished, key=lambda sample: sample.score.answer)
@@ -52,10 +53,11 @@ def reward_pairs(samples: Sequence[Sample], *, min_margin: float, max_length_rat
 
 
 def best_samples(samples: Sequence[Sample], *, min_reward: float) -> list[Sample]:
-    """The best finished answer of each prompt by r_A, where it reaches `min_reward`."""
+    """The best finished and judged answer of each prompt by r_A, where it reaches `min_reward`."""
     chosen = []
     for group in by_prompt(samples):
-        best = max((sample for sample in group if sample.completion.finished), key=lambda sample: sample.score.answer, default=None)
+        finished = [sample for sample in group if sample.completion.finished and not sample.score.masked]
+        best = max(finished, key=lambda sample: sample.score.answer, default=None)
         if best is not None and best.score.answer >= min_reward:
             chosen.append(best)
     return chosen

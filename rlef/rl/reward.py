@@ -1,15 +1,15 @@
 """The one place where r = r_I * r_A: scores of sampled answers, and where on the tokens they are placed.
 
 r_I in (0,1) comes from the instruction reward model and depends on the prompt alone; r_A is the least step score of the
-process reward model (WizardMath, arXiv 2308.09583; the minimum is stated in its third version). No gold answer is read
-unless `use_answers` is set.
+process reward model (WizardMath, arXiv 2308.09583; the minimum is stated in its third version). Where either is missing the sample is
+masked: no reward is made up for it. No gold answer is read unless `use_answers` is set.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Literal, Protocol
 
@@ -19,17 +19,32 @@ from rlef.answers import extract_answer, same_answer
 from rlef.config import ModelSection
 from rlef.models import decode
 from rlef.records import Problem
+from rlef.rl.functions import GradeFunction
 from rlef.rollout.base import Completion
 
 RewardMode = Literal["min_terminal", "running_min_delta", "step_sum", "step_clip", "step_delta", "soft_min"]
 
 
 class InstructionScorer(Protocol):
-    def score(self, instructions: list[str]) -> list[float]: ...
+    def score(self, instructions: list[str]) -> Sequence[float | None]: ...
 
 
 class ProcessScorer(Protocol):
-    def score(self, questions: Sequence[str], steps: Sequence[Sequence[str]], batch_size: int) -> list[StepScores]: ...
+    def score(self, questions: Sequence[str], steps: Sequence[Sequence[str]], batch_size: int) -> Sequence[StepScores | None]: ...
+
+
+def judge(
+    prm: ProcessScorer | GradeFunction,
+    questions: Sequence[str],
+    steps: Sequence[Sequence[str]],
+    answers: Sequence[str | None],
+    known: Sequence[str | None],
+    batch_size: int,
+) -> Sequence[StepScores | None]:
+    """What `prm` gives each solution; None where it cannot judge. Final answers, given and known, are for a user's function alone."""
+    if isinstance(prm, GradeFunction):
+        return [prm.grade(*row) for row in zip(questions, steps, answers, known, strict=True)]
+    return prm.score(questions, steps, batch_size)
 
 
 @dataclass(frozen=True)
@@ -46,15 +61,27 @@ class Score:
     extracted: str | None  # the final answer's text
     steps_after_answer: int
     repeated_steps: int
+    masked: bool = False  # a factor is missing, and scores stand at 0: the sample teaches nothing and counts in no mean
 
     @property
     def given(self) -> str | None:
         """The final answer of a whole solution that could be judged, right or wrong."""
-        return self.extracted if self.zeroed in (None, "wrong_answer") else None
+        return self.extracted if self.zeroed in (None, "wrong_answer") and not self.masked else None
 
     @property
     def total(self) -> float:
         return self.instruction * self.answer
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """A completion as text."""
+
+    text: str
+    steps: list[str]  # up to the answer line
+    slots: list[int]  # the token that closes each
+    after: int  # steps after the answer line
+    answer: str | None
 
 
 class RewardFunction:
@@ -63,58 +90,91 @@ class RewardFunction:
     def __init__(
         self,
         *,
-        prm: ProcessScorer,
+        prm: ProcessScorer | GradeFunction,
         irm: InstructionScorer | None,
         tokenizer,
         model: ModelSection,
         stops: Sequence[int],
         use_answers: bool = False,
+        verifiable: float = 0.0,
         batch_size: int = 128,
     ) -> None:
         self.prm, self.irm = prm, irm
         self.tokenizer, self.model, self.stops = tokenizer, model, tuple(stops)
-        self.use_answers, self.batch_size = use_answers, batch_size
-        self._settled: dict[str, float] | None = None
+        self.use_answers, self.verifiable, self.batch_size = use_answers, verifiable, batch_size
+        self._settled: dict[str, float | None] | None = None
 
     def score(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[Score]:
         """One score a pair, in order."""
-        parsed = [self._parse(completion) for completion in completions]
-        asked = [row for row, (_, steps, _, _) in enumerate(parsed) if steps]
-        scored = self.prm.score([problems[row].question for row in asked], [parsed[row][1] for row in asked], self.batch_size)
-        step_scores = dict(zip(asked, scored, strict=True))
+        solutions = [self._parse(completion) for completion in completions]
+        judged = self._judged(problems, solutions)
         instruction = self.instruction_scores([problem.question for problem in problems])
-        scores = []
-        for row, (problem, completion) in enumerate(zip(problems, completions, strict=True)):
-            text, steps, slots, after = parsed[row]
-            judged = step_scores.get(row, StepScores(scores=(), truncated=False))
-            extracted = extract_answer(text, self.model.answer_marker)
-            zeroed = None
-            if not completion.finished:
-                zeroed = "unfinished"
-            elif not steps or extracted is None:
-                zeroed = "no_answer"
-            elif judged.truncated:
-                zeroed = "too_long"
-            elif self.use_answers and problem.answer is not None and not same_answer(extracted, problem.answer, problem.question):
-                zeroed = "wrong_answer"
-            scores.append(
-                Score(
-                    text=text,
-                    steps=tuple(steps),
-                    step_scores=() if judged.truncated else judged.scores,
-                    slots=() if judged.truncated else _judged_slots(slots, judged.scores),
-                    instruction=instruction[row],
-                    answer=0.0 if zeroed else aggregate(judged.scores, "min"),
-                    zeroed=zeroed,
-                    extracted=extracted,
-                    steps_after_answer=after,
-                    repeated_steps=len(steps) - len({" ".join(step.split()) for step in steps}),
-                )
-            )
-        return scores
+        return [self._joined(*row) for row in zip(problems, completions, solutions, judged, instruction, strict=True)]
 
-    def instruction_scores(self, questions: Sequence[str]) -> list[float]:
-        """r_I a question; 1 where the run has no instruction reward model. Each distinct question is scored once."""
+    def _judged(self, problems: Sequence[Problem], solutions: Sequence[_Solution]) -> list[StepScores | None]:
+        """The step scores of each solution: of the PRM, or one by the known answer. None where the PRM could not judge."""
+        judged: list[StepScores | None] = [StepScores(())] * len(solutions)
+        asked: list[int] = []
+        for row, (problem, solution) in enumerate(zip(problems, solutions, strict=True)):
+            if solution.steps and self._is_verifiable(problem):
+                judged[row] = StepScores((float(_is_right(solution.answer, problem)),))
+            elif solution.steps:
+                asked.append(row)
+        scored = judge(
+            self.prm,
+            [problems[row].question for row in asked],
+            [solutions[row].steps for row in asked],
+            [solutions[row].answer for row in asked],
+            [problems[row].answer if self.use_answers else None for row in asked],
+            self.batch_size,
+        )
+        for row, scores in zip(asked, scored, strict=True):
+            judged[row] = scores
+        return judged
+
+    def _joined(
+        self, problem: Problem, completion: Completion, solution: _Solution, judged: StepScores | None, instruction: float | None
+    ) -> Score:
+        """Both factors of one answer; it is masked where one is missing or no number."""
+        unscored = Score(
+            text=solution.text,
+            steps=tuple(solution.steps),
+            step_scores=(),
+            slots=(),
+            instruction=0.0,
+            answer=0.0,
+            zeroed=None,
+            extracted=solution.answer,
+            steps_after_answer=solution.after,
+            repeated_steps=len(solution.steps) - len({" ".join(step.split()) for step in solution.steps}),
+        )
+        if judged is None or instruction is None or not all(map(math.isfinite, (instruction, *judged.scores))):
+            return replace(unscored, masked=True)
+        zeroed = None
+        if not completion.finished:
+            zeroed = "unfinished"
+        elif not solution.steps or solution.answer is None:
+            zeroed = "no_answer"
+        elif judged.truncated:
+            zeroed = "too_long"
+        elif self.use_answers and problem.answer is not None and not _is_right(solution.answer, problem):
+            zeroed = "wrong_answer"
+        return replace(
+            unscored,
+            step_scores=() if judged.truncated else judged.scores,
+            slots=() if judged.truncated else _judged_slots(solution.slots, judged.scores),
+            instruction=instruction,
+            answer=0.0 if zeroed else aggregate(judged.scores, "min"),
+            zeroed=zeroed,
+        )
+
+    def _is_verifiable(self, problem: Problem) -> bool:
+        """Whether the known answer alone is the prompt's r_A: for all its samples, in every iteration and on every rank."""
+        return self.use_answers and problem.answer is not None and int(problem.id, 16) < self.verifiable * 16 ** len(problem.id)
+
+    def instruction_scores(self, questions: Sequence[str]) -> list[float | None]:
+        """r_I a question; 1 where the run has no instruction reward model, None where it could not judge. Each distinct question is scored
+        once."""
         if self._settled is not None:
             return [self._settled[question] for question in questions]
         if self.irm is None:
@@ -131,8 +191,7 @@ class RewardFunction:
         self._settled = dict(zip(questions, self.instruction_scores(questions), strict=True))
         self.irm = None
 
-    def _parse(self, completion: Completion) -> tuple[str, list[str], list[int], int]:
-        """Text, steps up to the answer line, the token that closes each, and the number of steps after the answer line."""
+    def _parse(self, completion: Completion) -> _Solution:
         text = decode(self.tokenizer, completion.tokens, self.stops)
         steps = split_steps(text, self.model.step_delimiter)
         counted = until_answer(steps, self.model.answer_marker)
@@ -140,7 +199,12 @@ class RewardFunction:
         slots = step_end_tokens(ends, counted)
         # A step that no delimiter closed becomes final with the token that ends the answer.
         slots = [slot if step.closed else len(completion.tokens) - 1 for slot, step in zip(slots, counted, strict=True)]
-        return text, [step.text for step in counted], slots, len(steps) - len(counted)
+        answer = extract_answer(text, self.model.answer_marker)
+        return _Solution(text, [step.text for step in counted], slots, len(steps) - len(counted), answer)
+
+
+def _is_right(answer: str | None, problem: Problem) -> bool:
+    return answer is not None and problem.answer is not None and same_answer(answer, problem.answer, problem.question)
 
 
 def _judged_slots(slots: Sequence[int], scores: Sequence[float]) -> tuple[int, ...]:

@@ -90,6 +90,7 @@ def load_reward(
         model=model,
         stops=stops,
         use_answers=settings.use_answers,
+        verifiable=settings.verifiable,
         batch_size=settings.score_batch_size,
     )
 

@@ -49,7 +49,7 @@ def update(
     device: torch.device,
     average: Average | None = None,
 ) -> dict[str, float]:
-    """`epochs` x `minibatches` optimiser steps, exactly, unless the early stop ends them.
+    """`epochs` x `minibatches` optimiser steps, exactly, unless the early stop ends them or a mini-batch is masked as a whole.
 
     Prompts, with all their samples, are dealt to mini-batches by their index over all ranks, and every loss is divided by the token
     count of the whole optimiser step, so micro-batch size, row order and number of ranks change nothing.
@@ -71,6 +71,8 @@ def update(
             pieces = int(dist.all_reduce_max(torch.tensor(len(micro))))
             micro += [[] for _ in range(pieces - len(micro))]
             tokens = dist.all_reduce_sum(batch.mask[mine].sum().double()).item()
+            if tokens == 0:
+                continue  # on all ranks: none of its answers could be judged
             count = token_shares(batch.mask[mine], settings.loss_mean, settings.max_tokens)[1]
             divisor = dist.all_reduce_sum(count.double()).item()
             step = Sums()

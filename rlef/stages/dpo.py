@@ -55,7 +55,8 @@ def run(ctx: StageContext) -> dict:
 
     # 3. Train.
     metrics = _train(ctx, settings, pairs, start, tokenizer)
-    return {"prompts": settings.count, "pairs": len(pairs), "left_out": left_out} | metrics
+    masked = sum(sample.score.masked for sample in samples)
+    return {"prompts": settings.count, "pairs": len(pairs), "left_out": left_out, "masked": masked} | metrics
 
 
 def sample_scored(ctx: StageContext, settings: DpoStage | RftStage) -> list[Sample]:
@@ -79,7 +80,13 @@ def sample_scored(ctx: StageContext, settings: DpoStage | RftStage) -> list[Samp
         )
     reward = load_reward(settings, ctx.inputs, tokenizer, ctx.config.model, stops, ctx.config.launch.device)
     # A served model's last digits hang on who else asks, and two processes whose scores differ may keep different numbers of pairs.
-    return dist.broadcast_object(score_answers(reward, answers))
+    samples = dist.broadcast_object(score_answers(reward, answers))
+    if all(sample.score.masked for sample in samples):
+        raise UserError(
+            f"{ctx.name}: not one of {len(samples)} answers could be judged",
+            fix=f"see why {ctx.name}.prm or {ctx.name}.irm gives no score; a function that needs `gold` needs use_answers: true",
+        )
+    return samples
 
 
 def _train(ctx: StageContext, settings: DpoStage, pairs: list[Pair], start, tokenizer) -> dict[str, float]:

@@ -12,14 +12,15 @@ from pydantic import BaseModel, ConfigDict
 
 from reward_models import metrics
 from reward_models.curves import Candidate
-from reward_models.process import aggregate
+from reward_models.process import StepScores, aggregate
 from reward_models.statistics import paired_difference, pass_at_k, wilson
 from rlef.answers import canonical, same_answer
 from rlef.config import EvaluateStage
 from rlef.models import decode, load_policy, load_tokenizer, model_folder, pick_device, prompt_ids, resolve_path, stop_ids
 from rlef.prompts import split_answer
 from rlef.records import Problem, read_jsonl, write_jsonl
-from rlef.rl.reward import ProcessScorer
+from rlef.rl.functions import GradeFunction
+from rlef.rl.reward import ProcessScorer, judge
 from rlef.rl.scorers import process_scorer
 from rlef.rollout.base import SampleRequest, SamplingParams
 from rlef.rollout.hf import HFGenerator
@@ -46,6 +47,7 @@ class Outcome(BaseModel):
     prm_vote: bool | None = None
     best: bool | None = None
     candidates: tuple[Candidate, ...] | None = None  # the k samples, scored where there is a reward model: reward_models.curves reads them
+    unjudged: int | None = None  # samples that the prm could not judge, of weight 0
 
 
 def run(ctx: StageContext) -> dict:
@@ -95,6 +97,8 @@ def summarise(rows: Sequence[Outcome], k: int) -> dict[str, Any]:
             "vote_n": len(sampled),
         }
         if sampled[0].prm_vote is not None:
+            if unjudged := sum(row.unjudged or 0 for row in sampled):
+                result["prm_unjudged"] = unjudged
             result |= {
                 f"prm_vote@{k}": _share([bool(row.prm_vote) for row in sampled]),
                 f"best_of_{k}": _share([bool(row.best) for row in sampled]),
@@ -131,7 +135,7 @@ def _policies(ctx: StageContext, settings: EvaluateStage) -> dict[str, tuple[str
 
 
 def _answer(
-    ctx: StageContext, settings: EvaluateStage, policy: str, problems: Sequence[Problem], prm: ProcessScorer | None
+    ctx: StageContext, settings: EvaluateStage, policy: str, problems: Sequence[Problem], prm: ProcessScorer | GradeFunction | None
 ) -> list[Outcome]:
     """Answers of one policy to all problems, graded."""
     folder, gguf = _policies(ctx, settings)[policy]
@@ -158,12 +162,12 @@ def _answer(
         sampled = generator.generate(requests, SamplingParams(settings.max_tokens, settings.temperature, stops), advance)
     texts = [decode(tokenizer, one.tokens, stops) for one in sampled]
     read = [split_answer(text, section) for text in texts]
-    weights = [0.0] * len(read)
+    judged: Sequence[StepScores | None] = []
     if prm is not None and read:
-        scored = prm.score(
-            [voters[place // settings.k].question for place in range(len(read))], [steps for steps, _ in read], settings.batch_size
-        )
-        weights = [aggregate(result.scores) for result in scored]
+        questions = [voters[place // settings.k].question for place in range(len(read))]
+        answers = [answer for _, answer in read]
+        judged = judge(prm, questions, [steps for steps, _ in read], answers, [None] * len(read), settings.batch_size)
+    weights = [aggregate(one.scores) if one is not None else 0.0 for one in judged]
     outcomes = []
     for place, (problem, one) in enumerate(zip(problems, greedy, strict=True)):
         text = decode(tokenizer, one.tokens, stops)
@@ -185,6 +189,7 @@ def _answer(
             if prm is not None:
                 votes["prm_vote"] = _is_right(metrics.weighted_vote(answers, weights[group]), problem)
                 votes["best"] = _is_right(metrics.best_of(answers, weights[group]), problem)
+                votes["unjudged"] = sum(one is None for one in judged[group])
             outcome = outcome.model_copy(update=votes)
         outcomes.append(outcome)
     return outcomes

@@ -51,10 +51,11 @@ class FreshRounds:
         return take_prompts(self._prompts[number], iteration - number * self.every, count, f"{seed}/{number}" if number else seed)
 
     def record(self, iteration: int, samples: Sequence[Sample]) -> float:
-        """Keep the pass rates of an iteration's prompts, over all ranks; returns their mean."""
+        """Keep the pass rates of an iteration's prompts of which an answer could be judged, over all ranks; returns their mean."""
         groups: dict[str, list[Sample]] = {}
         for sample in samples:
-            groups.setdefault(sample.prompt.problem.id, []).append(sample)
+            if not sample.score.masked:
+                groups.setdefault(sample.prompt.problem.id, []).append(sample)
         mine = [PassRate(problem_id=key, iteration=iteration, pass_rate=_rate(group), samples=len(group)) for key, group in groups.items()]
         rows = [row for part in dist.all_gather_object(mine) for row in part]
         if dist.is_main():

@@ -35,6 +35,7 @@ from rlef.stages.fresh import FreshRounds
 STAGE_VERSION = 1
 CHECKPOINT_EVERY = 10  # iterations
 KEPT_ROLLOUTS = 64  # of the last iteration, for the report
+MOST_UNJUDGED = 3  # iterations in a row without a single answer that could be judged, at which it stops
 
 
 @contextmanager
@@ -91,6 +92,7 @@ def run(ctx: StageContext) -> dict:
     first, kl_coef = _resume(ctx, policy, critic, average, alarms)
     ctx.tracker.truncate(first)
     last: list[Sample] = []
+    unjudged = 0  # iterations in a row
     with ctx.tracker.progress(ctx.name, settings.iterations - first) as advance:
         for iteration in range(first, settings.iterations):
             times: dict[str, float] = {}
@@ -119,6 +121,7 @@ def run(ctx: StageContext) -> dict:
                     [sample.completion.logprobs for sample in samples],
                     rows,
                 )
+                batch.mask[torch.tensor([sample.score.masked for sample in samples])] = 0.0
 
             # 3. Log-probabilities of policy and reference, values; then rewards a token and advantages.
             with timed(times, "forward"):
@@ -149,6 +152,14 @@ def run(ctx: StageContext) -> dict:
                 )
             if fresh is not None:
                 metrics["rollout/pass_rate"] = fresh.record(iteration, samples)
+            unjudged = unjudged + 1 if metrics["reward/masked"] == 1 else 0
+            if unjudged == MOST_UNJUDGED:
+                raise UserError(
+                    f"{ctx.name}: in {MOST_UNJUDGED} iterations in a row not one answer could be judged, the last is {iteration + 1}",
+                    fix=f"see why {ctx.name}.prm or {ctx.name}.irm gives no score; a function that needs `gold` needs use_answers: true",
+                )
+            if unjudged:
+                ctx.tracker.alert("unjudged", f"iteration {iteration + 1}: no answer could be judged, and nothing was learned from it")
             for name, message in alarms.raised(iteration + 1, metrics).items():
                 ctx.tracker.alert(name, message)
             seconds = sum(times.values())
@@ -253,6 +264,7 @@ def _as_rollout(sample: Sample, iteration: int) -> Rollout:
         instruction=score.instruction,
         answer=score.answer,
         total=score.total,
+        masked=score.masked,
         length=len(sample.completion.tokens),
         finished=sample.completion.finished,
     )

@@ -441,7 +441,8 @@ def _rollouts(run_dir: Path, name: str, kinds: dict[str, str]) -> str:
             shown = "    " if score is None else f"{score:.2f}"
             steps.append(f'<span class=step style="border-color:{colour}"><span class=dim>{shown}</span> {_e(line)}</span>')
         cards.append(
-            f"<div class=card>{_e(row.question)}{''.join(steps)}<span class=dim>r_I {row.instruction:.2f} × r_A {row.answer:.2f} = {row.total:.2f}, "
+            f"<div class=card>{_e(row.question)}{''.join(steps)}<span class=dim>"
+            f"{'not judged' if row.masked else f'r_I {row.instruction:.2f} × r_A {row.answer:.2f} = {row.total:.2f}'}, "
             f"{row.length} tokens{'' if row.finished else ', cut off'}{_known(known.get(row.problem_id))}</span></div>"
         )
     note = "The number before each step is its score: how sure the process reward model is that the step is right. r_A is the lowest of them, or 0 where the answer is cut off or cannot be read."

@@ -20,7 +20,8 @@ def run(ctx: StageContext) -> dict:
     """Train the policy of `init` on its own best answers. Writes model/."""
     settings: RftStage = ctx.settings
     dist.init(ctx.config.launch.device)
-    chosen = best_samples(sample_scored(ctx, settings), min_reward=settings.min_reward)
+    samples = sample_scored(ctx, settings)
+    chosen = best_samples(samples, min_reward=settings.min_reward)
     if not chosen:
         raise UserError(f"{ctx.name}: no answer reached min_reward={settings.min_reward}", fix="lower it, or sample more answers a prompt")
     start, trust = model_folder(ctx.inputs["init"]), ctx.config.model.trust_remote_code
@@ -29,4 +30,4 @@ def run(ctx: StageContext) -> dict:
     model = load_policy(start, dtype=ctx.config.model.dtype, trust_remote_code=trust)
     tokenizer = load_tokenizer(start, trust_remote_code=trust)
     result = fine_tune(ctx, settings, model, tokenizer, examples, [], prefix="rft", max_steps=steps, eval_every=25, patience=None)
-    return result | {"rows": len(examples)}
+    return result | {"rows": len(examples), "masked": sum(sample.score.masked for sample in samples)}
