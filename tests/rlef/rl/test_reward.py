@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from reward_models.process import StepScores
 from rlef.config import ModelSection, RandomInit
 from rlef.records import Problem, problem_id
+from rlef.rl.functions import GradeFunction
 from rlef.rl.reward import STEP_REWARDS, RewardFunction, Score, length_penalty, place_rewards
 from rlef.rollout.base import Completion
 
@@ -258,6 +259,93 @@ def test_gold_answers_count_only_when_asked_for(tiny):
     assert scored(tokenizer, "good\n#### 8").zeroed is None
     assert scored(tokenizer, "good\n#### 8", use_answers=True).zeroed == "wrong_answer"
     assert scored(tokenizer, "good\n#### 7.0", use_answers=True).zeroed is None
+
+
+class MissingScores:
+    """A PRM or an IRM that gives what it is told to."""
+
+    def __init__(self, *given):
+        self.given = list(given)
+
+    def score(self, asked, *_):
+        return self.given[: len(asked)]
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("prm", "irm"),
+    [
+        (MissingScores(None), MissingScores(0.5)),
+        (MissingScores(StepScores((0.9, NAN))), MissingScores(0.5)),
+        (MissingScores(StepScores((0.9, 0.9))), MissingScores(None)),
+        (MissingScores(StepScores((0.9, 0.9))), MissingScores(NAN)),
+        (MissingScores(StepScores((), truncated=True)), MissingScores(None)),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_missing_factor_masks_and_is_no_score_of_0(tiny, prm, irm, finished):
+    _, tokenizer = tiny
+    one = scored(tokenizer, "good\n#### 7", prm=prm, irm=irm, finished=finished)
+    assert one.masked and one.zeroed is None and one.given is None and one.step_scores == one.slots == () and one.total == 0
+    assert one.text == "good\n#### 7" and one.steps == ("good", "#### 7") and one.extracted == "7"
+
+
+def test_what_is_zeroed_is_not_masked_and_each_sample_is_masked_alone(tiny):
+    _, tokenizer = tiny
+    prm = MissingScores(StepScores((0.9, 0.8)), None, StepScores((), truncated=True))
+    reward = RewardFunction(prm=prm, irm=None, tokenizer=tokenizer, model=MODEL, stops=(tokenizer.eos_token_id,))
+    found = reward.score([problem()] * 4, [complete(tokenizer, text) for text in ("a\n#### 1", "b\n#### 2", "c\n#### 3", "")])
+    assert [one.masked for one in found] == [False, True, False, False] and found[0].answer == 0.8
+    assert [one.zeroed for one in found] == [None, None, "too_long", "no_answer"]
+
+
+def test_a_users_function_is_given_the_answer_and_the_known_one_only_when_asked_for(tiny, tmp_path):
+    _, tokenizer = tiny
+    file = tmp_path / "r.py"
+    file.write_text(
+        "def grade(question, steps, answer, gold):\n    return [0.5 if gold is None else 0.75] * (len(steps) - 1) + [float(answer)]\n"
+    )
+    prm = GradeFunction(str(file), "grade")
+    one = scored(tokenizer, "good\n#### 0.9", prm=prm)
+    assert one.step_scores == (0.5, 0.9) and one.answer == 0.5 and len(one.slots) == 2
+    assert scored(tokenizer, "good\n#### 0.9", prm=prm, use_answers=True).step_scores == (0.75, 0.9)
+    file.write_text("def grade(question, steps, answer, gold):\n    return None if answer == '7' else 0.25\n")
+    prm = GradeFunction(str(file), "grade")
+    assert scored(tokenizer, "good\n#### 7", prm=prm).masked
+    whole = scored(tokenizer, "good\n#### 8", prm=prm)
+    assert whole.step_scores == (0.25,) and whole.slots == (len(complete(tokenizer, "good\n#### 8").tokens) - 1,) and whole.total == 0.25
+
+
+@pytest.mark.parametrize("mode,right,wrong", [("min_terminal", 0.5, 0), ("running_min_delta", 0, -0.5), ("soft_min", 0.5, -0.5)])
+def test_a_verifiable_prompt_is_paid_by_its_known_answer_alone(tiny, mode, right, wrong):
+    _, tokenizer = tiny
+    prm = ScriptedPrm({"bad": 0.1})
+    reward = RewardFunction(
+        prm=prm, irm=ScriptedIrm(), tokenizer=tokenizer, model=MODEL, stops=(tokenizer.eos_token_id,), use_answers=True, verifiable=1.0
+    )
+    texts = ["bad\n#### 7.0", "good\n#### 8", "good", "good\n#### 7"]
+    found = reward.score([problem()] * 3 + [problem(None)], [complete(tokenizer, text) for text in texts])
+    assert [one.answer for one in found] == [1, 0, 0, 0.9] and [one.zeroed for one in found] == [None, "wrong_answer", "no_answer", None]
+    assert prm.calls == [(["q"], [["good", "#### 7"]])]  # of the one whose answer nobody knows
+    for one, total in zip(found, (right, wrong, wrong), strict=False):
+        assert sum(place(one, len(complete(tokenizer, one.text).tokens), mode)) == pytest.approx(total, abs=1e-3)
+
+
+def test_the_share_of_verifiable_prompts_is_drawn_by_their_ids_and_grows_with_it(tiny):
+    _, tokenizer = tiny
+    problems = [Problem(id=problem_id(str(number)), question=str(number), answer="7") for number in range(400)]
+
+    def asked(share, **options):
+        prm = ScriptedPrm({})
+        reward = RewardFunction(prm=prm, irm=None, tokenizer=tokenizer, model=MODEL, stops=(), verifiable=share, **options)
+        reward.score(problems, [complete(tokenizer, "#### 7")] * 400)
+        return set(prm.calls[0][0])
+
+    tenth, half = asked(0.1, use_answers=True), asked(0.5, use_answers=True)
+    assert half < tenth and 330 < len(tenth) < 385 and 150 < len(half) < 250 and tenth == asked(0.1, use_answers=True)
+    assert len(asked(0.0, use_answers=True)) == len(asked(1.0)) == 400 and not asked(1.0, use_answers=True)
 
 
 def test_the_instruction_model_sees_each_question_once(tiny):

@@ -10,7 +10,7 @@ from rlef.config import PpoStage
 from rlef.engines import make_engine
 from rlef.errors import UserError
 from rlef.models import load_policy
-from rlef.rl.advantages import gae
+from rlef.rl.advantages import gae, whiten
 from rlef.rl.batch import RolloutBatch, by_length, columns
 from rlef.rl.losses import policy_loss
 from rlef.rl.policy import TokenCritic, TokenPolicy
@@ -266,6 +266,44 @@ def test_8_gradient_checkpointing_changes_no_gradient_and_is_off_when_sampling(t
     again = rollouts(policy.module.model, tokenizer)  # with its cache: the same as without any checkpointing
     torch.manual_seed(0)
     assert len(again.answers) == 8 and not policy.module.model.training
+
+
+@pytest.mark.parametrize("how", ["token", "sequence", "constant"])
+def test_8_a_masked_row_is_as_if_it_had_never_been_sampled(tiny_folder, tiny, how):
+    """Gradients of both nets and the log, in fp64, whatever the micro-batches; and where a whole mini-batch is masked it takes no step."""
+    _, tokenizer = tiny
+    found = []
+    for size, absent in ((8, False), (1, False), (8, True)):
+        config = settings(minibatches=1, micro_batch_size=size, loss_mean=how, max_tokens=12)
+        policy, critic, batch = prepared(tiny_folder, tokenizer, config, double=True)
+        kept = [0, 1, 3, 4, 5, 7]
+        if absent:
+            batch = batch.select(kept)
+        else:
+            batch.mask[[2, 6]] = 0.0
+            batch.rewards[[2, 6]], batch.values[[2, 6]] = 1e3, float("nan")
+        batch.advantages, batch.returns = gae(batch.rewards, batch.values, batch.mask)
+        batch.advantages = whiten(batch.advantages, batch.mask, lambda tensor: tensor)
+        gradients = [optimizer_gradients(engine) for engine in (policy, critic)]
+        metrics = update(policy, critic, batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+        found.append(([seen[0] for seen in gradients], metrics))
+    for gradients, metrics in found[:2]:
+        for gradient, expected in zip(gradients, found[2][0], strict=True):
+            assert expected.abs().max() > 1e-3 and (gradient - expected).abs().max() < 1e-10
+        assert metrics == pytest.approx(found[2][1], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(slice(0, 2), 3), (slice(0, 8), 0)])
+def test_9_a_mini_batch_that_is_masked_as_a_whole_takes_no_step(tiny_folder, tiny, rows, steps):
+    _, tokenizer = tiny
+    config = settings(minibatches=4)
+    policy, critic, batch = prepared(tiny_folder, tokenizer, config)
+    before = weights(policy), weights(critic)
+    batch.mask[rows] = 0.0
+    metrics = update(policy, critic, batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+    assert metrics["optim/steps"] == steps and metrics["optim/skipped_steps"] == 0
+    moved = not torch.equal(before[0], weights(policy)), not torch.equal(before[1], weights(critic))
+    assert moved == (steps > 0, steps > 0) and all(weights(engine).isfinite().all() for engine in (policy, critic))
 
 
 @pytest.mark.parametrize("epochs,minibatches", [(1, 1), (2, 3), (3, 4)])
