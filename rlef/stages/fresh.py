@@ -100,7 +100,12 @@ class FreshRounds:
         began = time.time()
         measured: dict[str, float] = {}
         for iteration in range((number - 1) * self.every, number * self.every):
-            measured |= {row.problem_id: row.pass_rate for row in read_jsonl(self._rates_file(iteration), PassRate)}
+            measured |= {row.problem_id: row.pass_rate for row in read_jsonl(self._rates_file(iteration), PassRate, may_be_empty=True)}
+        if not measured:
+            raise UserError(
+                f"{self._ctx.name}: fresh round {name}: no answer of the round before could be judged, so no prompt has a pass rate",
+                fix=f"see why {self._ctx.name}.prm or {self._ctx.name}.irm gives no score",
+            )
         pool = [problem for made in self._problems for problem in made]
         rates = {"rates": digest(measured), "pool": digest([problem.id for problem in pool])}
         folder = rounds.start(name, rates)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from rlef.config import Config, EvolveStage
+from rlef.models import load_tokenizer
 from rlef.records import Problem, problem_id
 from rlef.rl.difficulty import Difficulty, pass_rate
+from rlef.rollout.base import Completion
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,18 @@ def test_problems_are_measured_one_by_one(tiny_folder):
     assert measured(tiny_folder, problems[::-1], batch_size=3) == rates[5::-1]
     # A random model does not end its answers: nothing agrees, and nothing known is hit.
     assert measured(tiny_folder, problems, use_answers=True) == [0.0] * 6
+
+
+def test_a_sample_that_could_not_be_judged_counts_in_no_pass_rate(tiny_folder, tmp_path, monkeypatch):
+    """Three of four answers are judged and two of them agree; where none is judged there is no rate."""
+    texts = ["#### 1", "#### 1", "#### 2", "#### 3"]
+
+    def generate(self, requests, params, progress=None):
+        tokenizer = load_tokenizer(tiny_folder)
+        return [Completion((*tokenizer.encode(texts[request.key[-1]]), tokenizer.eos_token_id), (), True) for request in requests]
+
+    monkeypatch.setattr("rlef.rl.difficulty.HFGenerator.generate", generate)
+    (tmp_path / "r.py").write_text("def grade(q, steps, answer, gold):\n    return None if answer == '3' or q == 'odd' else 0.9\n")
+    stage = EvolveStage(samples=4, prm=f"{tmp_path / 'r.py'}:grade")
+    config = Config.model_validate({"model": {"random": {}}, "stages": {"evolve": stage.model_dump()}})
+    assert Difficulty(tiny_folder, None, stage, config).measure([problem("even"), problem("odd")]) == [pytest.approx(2 / 3), None]

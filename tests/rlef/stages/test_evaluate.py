@@ -8,6 +8,7 @@ from reward_models.process import StepScores
 from rlef.config import Config
 from rlef.models import load_tokenizer
 from rlef.records import Problem, problem_id
+from rlef.rl.functions import GradeFunction
 from rlef.rollout.base import Completion
 from rlef.stages.context import StageContext
 from rlef.stages.evaluate import Outcome, _answer, summarise
@@ -50,5 +51,12 @@ def test_28_votes_count_equal_numbers_together_and_skip_what_has_no_answer(tiny_
     monkeypatch.setattr("rlef.rollout.hf.HFGenerator.generate", generate)
     config = Config.model_validate({"model": {"random": {}}, "stages": {"evaluate": {"kind": "evaluate", "k": 4}}})
     ctx = StageContext("evaluate", config, config.stages["evaluate"], {"policy:sft": tiny_folder}, tmp_path, Tracker.null())
-    (one,) = _answer(ctx, ctx.settings, "sft", [Problem(id=problem_id("q"), question="q", answer="18")], Prm())
+    held_out = [Problem(id=problem_id("q"), question="q", answer="18")]
+    (one,) = _answer(ctx, ctx.settings, "sft", held_out, Prm())
     assert (one.sampled_right, one.majority, one.prm_vote, one.best) == (2, True, True, False) and not one.right
+    assert one.unjudged == 0 and "prm_unjudged" not in summarise([one], 4)
+
+    # A user's function sees no known answer; what it cannot judge weighs nothing and is counted.
+    (tmp_path / "r.py").write_text("def grade(question, steps, answer, gold):\n    return None if gold or answer != '5' else 0.5\n")
+    (one,) = _answer(ctx, ctx.settings, "sft", held_out, GradeFunction(str(tmp_path / "r.py"), "grade"))
+    assert (one.prm_vote, one.best, one.unjudged) == (False, False, 3) and summarise([one], 4)["prm_unjudged"] == 3

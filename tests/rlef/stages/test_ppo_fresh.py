@@ -14,7 +14,9 @@ from rlef.cli import main
 from rlef.config import Config
 from rlef.errors import UserError
 from rlef.records import PassRate, Problem, read_jsonl, write_jsonl
-from rlef.rl.sampling import prompt_file
+from rlef.rl.reward import Score
+from rlef.rl.sampling import Sample, prompt_file
+from rlef.rollout.base import Completion
 from rlef.run_dir import RunDir
 from rlef.stages import fresh, ppo
 from rlef.stages.context import StageContext
@@ -133,6 +135,25 @@ def test_a_round_that_is_there_is_not_made_again_and_a_failed_one_says_why(sourc
     assert fresh_ones <= set(later) and len(later) == len(set(later)) == EVERY * PROMPTS and len(asked) == 2
     stage = asked[0]["config"]["stages"]["evolve"]
     assert (stage["choose"], stage["rounds"], stage["per_round"], asked[0]["tracked"]) == ("feedback", 1, EVERY * PROMPTS, False)
+
+
+def test_what_could_not_be_judged_has_no_pass_rate(sources, tmp_path, tiny):
+    """A prompt's rate is over its judged answers; one without any is no parent; a round without any is told of."""
+    rounds = fresh.FreshRounds(context(tmp_path / "run", sources), tiny[1])
+    one, other = rounds.take(0)[:2]
+
+    def sample(prompt, index, r_a, masked):
+        score = Score("", ("s",), (), (), 1.0, r_a, None, "1", 0, 0, masked)
+        return Sample(prompt, index, Completion((2,), (0.0,), True), score)
+
+    samples = [sample(one, 0, 0.9, False), sample(one, 1, 0.0, True), sample(other, 0, 0.0, True)]
+    assert rounds.record(0, samples) == 1.0
+    (row,) = read_jsonl(tmp_path / "run" / "fresh" / "rates" / "000000.jsonl", PassRate)
+    assert (row.problem_id, row.pass_rate, row.samples) == (one.problem.id, 1.0, 1)
+    rounds.record(0, samples[1:])
+    rounds.record(1, samples[1:])
+    with pytest.raises(UserError, match="round_001: no answer of the round before could be judged"):
+        rounds.take(EVERY)
 
 
 def test_the_stage_tells_what_all_its_rounds_cost(sources, tmp_path, tiny):
