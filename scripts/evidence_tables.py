@@ -35,6 +35,9 @@ POLICIES = {
 }
 
 
+MADE_IN = {"sft": "common", "label": "common", "irm": "irm", "prm": "prm", "orm": "orm"}  # the longer of the stages that are shared
+
+
 @dataclass(frozen=True)
 class Comparison:
     """`first` minus `second`, problem by problem of a seed. A side is a variant and what is measured of it; `sft.orm` is SFT's samples
@@ -137,7 +140,7 @@ def measured(out: Path, seeds: Sequence[int], names: Sequence[str], config: Conf
         "curves": vote_curves(rows, seeds),
         "training_steps": {name: grown for name in names if (grown := training_steps(out, seeds, name))},
         "reward_models": {name: found for name in ("irm", "prm", "orm") if (found := reward_model(out, seeds, name))},
-        "shared_seconds": [sum(seconds(out / f"seed_{seed}", stage) for stage in ("evolve", "respond", "sft", "label", "irm", "prm", "orm")) for seed in seeds],
+        "common_seconds": {stage: [seconds(out / f"seed_{seed}.{part}", stage) for seed in seeds] for stage, part in MADE_IN.items()},
     }  # fmt: skip
 
 
@@ -205,7 +208,7 @@ def training_steps(out: Path, seeds: Sequence[int], name: str) -> list[float]:
 
 def reward_model(out: Path, seeds: Sequence[int], name: str) -> dict[str, float]:
     """Means over seeds of the measures on held-out labels that are plain numbers."""
-    results = [manifest["result"] for seed in seeds if (manifest := _manifest(out / f"seed_{seed}", name))]
+    results = [manifest["result"] for seed in seeds if (manifest := _manifest(out / f"seed_{seed}.{name}", name))]
     keys = [key for key, one in (results[0] if results else {}).items() if isinstance(one, float)]
     return {key: float(np.mean([result[key] for result in results if result.get(key) is not None])) for key in keys}
 
@@ -265,9 +268,8 @@ def as_table(result: Mapping[str, Any]) -> str:
         for name, key in models.items()
         if key in result["reward_models"].get(name, {})
     ]
-    return "\n".join(
-        [*lines, "", f"Held-out labels: {', '.join(told)}. Common stages of a seed: {_mean_seconds(result['shared_seconds'])} s."]
-    )
+    spent = ", ".join(f"{stage} {_mean_seconds(values)}" for stage, values in result["common_seconds"].items())
+    return "\n".join([*lines, "", f"Held-out labels: {', '.join(told)}. Seconds a seed: {spent}."])
 
 
 def _shown(name: str, found: Mapping[str, Any]) -> list[str]:

@@ -39,10 +39,9 @@ def test_the_variants_of_the_evidence_differ_in_what_they_are_named_for():
     evidence = script("evidence")
     root = Path(__file__).parents[1]
     config = load_config(root / "configs" / "quickstart.yaml", ["ppo.iterations=4"])
-    shared, every = evidence.shared_stages(config), evidence.variants(config)
-    assert list(shared) == ["problems", "evolve", "respond", "sft", "label", "irm", "prm", "orm"]
-    ppo = every["ppo"]["ppo"]
-    assert ppo["iterations"] == 4 and ppo["kl_coef"] == 0.05 and "reward_mode" not in ppo
+    every = evidence.make_parts(config)
+    own = {name: part.stages[name] for name, part in every.items() if name in part.stages}
+    assert own["ppo"]["iterations"] == 4 and own["ppo"]["kl_coef"] == 0.05 and "reward_mode" not in own["ppo"]
     differs = {
         "ppo_orm": {"irm": "none", "prm": "orm"},
         "ppo_prm": {"irm": "none"},
@@ -50,21 +49,51 @@ def test_the_variants_of_the_evidence_differ_in_what_they_are_named_for():
         "ppo_b": {"reward_mode": "step_sum"},
     }
     for name, change in differs.items():
-        assert every[name][name] == ppo | change, name
-    assert every["sft_more"]["sft_more"]["max_steps"] == 4 * 64 * 8 // 16 and every["sft_more"]["sft_more"]["init"] == "sft"
-    assert all(every[name][name]["count"] == 4 * 64 and every[name][name]["samples_per_prompt"] == 8 for name in ("rft", "dpo"))
+        assert own[name] == own["ppo"] | change, name
+    assert own["sft_more"]["max_steps"] == 4 * 64 * 8 // 16 and own["sft_more"]["init"] == "sft"
+    assert all((own[name]["count"], own[name]["samples_per_prompt"]) == (4 * 64, 8) for name in ("rft", "dpo"))
     assert ("grpo" in every) == ("grpo" in STAGE_TYPES)
-    for name, own in every.items():  # each is a config, and its policy reads what it should
-        data = config.model_dump(mode="json", exclude_unset=True) | {"stages": shared | own}
-        inputs = pipeline.resolve_all(parse_config(data, name))
-        assert inputs["evaluate"][f"policy:{name}"] == name
+    study = evidence.Study(config, every, Path("nowhere"))
+    for name, part in every.items():  # each is a config, and its policy reads what it should
+        inputs = pipeline.resolve_all(parse_config(study.stages(name), name))
+        if "evaluate" in part.stages:
+            assert inputs["evaluate"][f"policy:{name}"] == name
         if "prm" in inputs.get(name, {}):
             wanted = ("orm", None) if name == "ppo_orm" else ("prm", None if name == "ppo_prm" else "irm")
             assert (inputs[name]["prm"], inputs[name].get("irm"), inputs[name]["init"]) == (*wanted, "sft")
-    assert (
-        pipeline.resolve_all(parse_config(config.model_dump(mode="json") | {"stages": shared | every["sft"]}, "c"))["evaluate_orm"]["prm"]
-        == "orm"
+    assert pipeline.resolve_all(parse_config(study.stages("sft"), "c"))["evaluate_orm"]["prm"] == "orm"
+
+
+def test_parts_of_the_evidence_wait_for_what_they_need_and_a_failure_stops_no_other(monkeypatch, tmp_path, capsys):
+    evidence = script("evidence")
+    needs = {"common": (), "irm": ("common",), "prm": ("common",), "ppo": ("common", "irm", "prm"), "more": ("common",), "unasked": ()}
+    parts = {name: evidence.Part({name: {}}, needed) for name, needed in needs.items()}
+    made, now, most, threads = [], [], [], {}
+
+    def make(study, seed, name, shared):
+        now.append(name)
+        most.append(len(now))
+        assert {(seed, need) for need in needs[name]} <= set(made)
+        time.sleep(0.02)
+        now.remove(name)
+        if (seed, name) == (1, "prm"):
+            raise RuntimeError("seed 1 broke")
+        made.append((seed, name))
+        threads[seed, name] = shared
+
+    monkeypatch.setattr(evidence.Study, "make", make)
+    failed = evidence.Study(None, parts, tmp_path).make_all([0, 1], ["ppo", "more"], 3, 6)
+    assert failed == ["seed 1 broke", "seed_1.ppo: not made, what it needs is not there"]
+    assert sorted(made) == sorted(
+        [
+            (seed, name)
+            for seed in (0, 1)
+            for name in ("common", "irm", "prm", "ppo", "more")
+            if (seed, name) not in ((1, "prm"), (1, "ppo"))
+        ]
     )
+    assert max(most) == 3 and threads[0, "common"] == 3 and min(threads.values()) == 2
+    assert "seed_1.prm failed" in capsys.readouterr().out
 
 
 def evidence_run(out, seed, name, right, *, text="a\n#### 1", votes=None, folder="evaluate"):
@@ -137,7 +166,7 @@ def test_the_evidence_is_paired_by_seed_and_problem_and_a_claim_needs_both_inter
 def test_the_evidence_in_small_goes_on_where_it_stopped(tmp_path):
     root = Path(__file__).parents[1]
     command = [sys.executable, str(root / "scripts" / "evidence.py"), "--config", str(root / "tests" / "configs" / "tiny.yaml")]
-    command += ["--seeds", "0", "1", "--jobs", "2", "--threads", "1", "--count", "10", "--vote-count", "4", "--out", str(tmp_path / "out")]
+    command += ["--seeds", "0", "1", "--jobs", "2", "--count", "10", "--vote-count", "4", "--out", str(tmp_path / "out")]
 
     def run(*more):
         done = subprocess.run([*command, *more], capture_output=True, text=True, cwd=root, env=os.environ | {"PYTHONPATH": str(root)})
