@@ -25,9 +25,9 @@ SUBSETS = 256
 class Candidate:
     """One solution of a problem. `answer` is canonical, None where none was found: such a one neither votes nor is right."""
 
-    answer: str | None
     correct: bool
     score: float
+    answer: str | None = None
 
 
 def curves(groups: Sequence[Sequence[Candidate]], *, seed: int = 0) -> dict[str, Any] | None:

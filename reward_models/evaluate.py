@@ -259,7 +259,7 @@ def fit_threshold(model: ProcessRewardModel, solutions: Sequence[SteppedSolution
 
 def _candidates(rows: Sequence[ScoredSolution]) -> list[Candidate]:
     """Those whose answer is known to be right or wrong."""
-    return [Candidate(one.row.answer, one.row.correct, aggregate(one.scores)) for one in rows if one.row.correct is not None]
+    return [Candidate(one.row.correct, aggregate(one.scores), one.row.answer) for one in rows if one.row.correct is not None]
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

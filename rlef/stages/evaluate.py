@@ -179,7 +179,7 @@ def _answer(
             group = slice(place * settings.k, (place + 1) * settings.k)
             answers = [canonical(answer, problem.question) if answer is not None else None for _, answer in read[group]]
             candidates = tuple(
-                Candidate(answer, _is_right(answer, problem), score) for answer, score in zip(answers, weights[group], strict=True)
+                Candidate(_is_right(answer, problem), score, answer) for answer, score in zip(answers, weights[group], strict=True)
             )
             votes: dict[str, Any] = {
                 "candidates": candidates,

@@ -19,7 +19,7 @@ GROUPS = st.lists(st.tuples(ANSWERS, st.sampled_from([0.0, 0.25, 0.5, 0.5, 0.9])
 
 
 def candidates(rows, right="a"):
-    return [Candidate(answer, answer == right, score) for answer, score in rows]
+    return [Candidate(answer == right, score, answer) for answer, score in rows]
 
 
 @settings(deadline=None, max_examples=40)
@@ -38,7 +38,7 @@ def test_all_subsets_give_what_the_formulas_say(rows):
 
 
 def test_a_right_solution_without_an_answer_is_right_in_no_curve():
-    row = curves([[Candidate(None, True, 0.9), Candidate("b", False, 0.5)]])["rows"][-1]
+    row = curves([[Candidate(True, 0.9), Candidate(False, 0.5, "b")]])["rows"][-1]
     assert row["n"] == 2 and row["pass"]["mean"] == row["best_of"]["mean"] == row["majority"]["mean"] == 0
 
 

@@ -81,7 +81,7 @@ def test_within_a_problem_only_pairs_of_its_own_solutions_count():
     kinds = [("easy", True), ("easy", True), ("easy", False), ("hard", False), ("hard", True)]
 
     def within(scores):
-        rows = [(problem, Candidate(str(n), right, score)) for n, ((problem, right), score) in enumerate(zip(kinds, scores, strict=False))]
+        rows = [(problem, Candidate(right, score, str(n))) for n, ((problem, right), score) in enumerate(zip(kinds, scores, strict=False))]
         groups = [[one for problem, one in rows if problem == name] for name in ("easy", "hard")]
         return vote_measures([vote_outcomes(group) for group in groups])["within_problem"]
 

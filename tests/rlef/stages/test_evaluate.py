@@ -7,7 +7,7 @@ import pytest
 from reward_models.process import StepScores
 from rlef.config import Config
 from rlef.models import load_tokenizer
-from rlef.records import Problem, problem_id
+from rlef.records import Problem, problem_id, read_jsonl, write_jsonl
 from rlef.rl.functions import GradeFunction
 from rlef.rollout.base import Completion
 from rlef.stages.context import StageContext
@@ -55,6 +55,8 @@ def test_28_votes_count_equal_numbers_together_and_skip_what_has_no_answer(tiny_
     (one,) = _answer(ctx, ctx.settings, "sft", held_out, Prm())
     assert (one.sampled_right, one.majority, one.prm_vote, one.best) == (2, True, True, False) and not one.right
     assert one.unjudged == 0 and "prm_unjudged" not in summarise([one], 4)
+    write_jsonl(tmp_path / "samples.jsonl", [one])
+    assert read_jsonl(tmp_path / "samples.jsonl", Outcome) == [one]  # a sample without an answer among them
 
     # A user's function sees no known answer; what it cannot judge weighs nothing and is counted.
     (tmp_path / "r.py").write_text("def grade(question, steps, answer, gold):\n    return None if gold or answer != '5' else 0.5\n")
