@@ -84,14 +84,10 @@ def rlef(folder: Path, *overrides: str) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 
-def metrics_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_every_stage_runs(run_folder):
     for stage in ("sft", "label", "irm", "prm", "ppo", "dpo", "evaluate", "report"):
         assert (run_folder / stage / "manifest.json").is_file(), stage
-    last = metrics_of(run_folder / "ppo")[-1]
+    last = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines() if '"ppo"' in line][-1]
     assert all(math.isfinite(value) for value in last.values() if isinstance(value, float))
 
 
