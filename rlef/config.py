@@ -449,7 +449,7 @@ class RewardSettings(Stage):
         ge=0,
         le=1,
         description="share of the prompts, drawn by their ids, whose known answer alone is r_A, 1 or 0, and the prm is not asked (PURE, "
-        "arXiv 2504.15275, has 0.1 beside a PRM; 1 is RLVR); needs use_answers",
+        "arXiv 2504.15275, has 0.1 beside a PRM; 1 is RLVR); needs use_answers, by which wrong answers to the other prompts get 0 too",
     )
     score_batch_size: int = Field(default=128, ge=1)
     rollout_batch_size: int = Field(default=512, ge=1, description="rows decoded together")
