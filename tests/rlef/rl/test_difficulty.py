@@ -60,6 +60,6 @@ def test_a_sample_that_could_not_be_judged_counts_in_no_pass_rate(tiny_folder, t
 
     monkeypatch.setattr("rlef.rl.difficulty.HFGenerator.generate", generate)
     (tmp_path / "r.py").write_text("def grade(q, steps, answer, gold):\n    return None if answer == '3' or q == 'odd' else 0.9\n")
-    stage = EvolveStage(samples=4, prm=f"{tmp_path / 'r.py'}:grade")
+    stage = EvolveStage(samples=4, choose="feedback", prm=f"{tmp_path / 'r.py'}:grade")
     config = Config.model_validate({"model": {"random": {}}, "stages": {"evolve": stage.model_dump()}})
     assert Difficulty(tiny_folder, None, stage, config).measure([problem("even"), problem("odd")]) == [pytest.approx(2 / 3), None]

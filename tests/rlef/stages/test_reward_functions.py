@@ -107,11 +107,11 @@ def test_the_files_contents_and_the_functions_name_count_and_not_its_place(confi
     assert run("ppo.prm=elsewhere/mine.py:grade") == []
     capsys.readouterr()
     Path("elsewhere/mine.py").write_text(HALF + "# another\n" + RATE)
-    assert run("ppo.prm=elsewhere/mine.py:grade") == ["ppo"] and "changed: function prm" in capsys.readouterr().out
+    assert run("ppo.prm=elsewhere/mine.py:grade") == ["ppo", "evaluate"] and "changed: function prm" in capsys.readouterr().out
     assert RunDir("runs/c").manifest("ppo").fingerprint["function irm"].startswith("rate ")
 
 
-def context(folder, inputs, stage, **served):
+def context(folder, inputs, stage):
     config = Config.model_validate({"model": {"random": {}}, "stages": {stage.kind: stage.model_dump()}})
     folder.mkdir()
     tracker = Tracker(stage.kind, folder / "metrics.jsonl", quiet=True)
