@@ -25,8 +25,11 @@ from typing import Any
 import yaml
 from evidence_tables import as_table, figures, measured
 
+from reward_models.metrics import finite
 from rlef.config import STAGE_TYPES, Config, DpoStage, PpoStage, SftStage
+from rlef.errors import UserError
 from rlef.load_config import load_config
+from rlef.run_dir import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = ("problems", "evolve", "respond", "sft", "label")
@@ -171,7 +174,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--write-readme", action="store_true", help="put the tables between the evidence markers of README.md")
     options = parser.parse_args(arguments)
-    config = load_config(options.config, options.overrides)
+    try:
+        config = load_config(options.config, options.overrides)
+    except UserError as error:
+        parser.error(str(error))
+    if missing := {*COMMON, "irm", "prm", "ppo", "dpo", "evaluate"} - config.stages.keys():
+        parser.error(f"--config: no stage {', '.join(sorted(missing))}, from which the variants are made")
     parts = make_parts(config, count=options.count, vote_count=options.vote_count)
     variants = [name for name, part in parts.items() if "evaluate" in part.stages]
     if unknown := set(options.only or ()) - set(variants):
@@ -181,15 +189,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     result = measured(options.out, options.seeds, variants, config)
     table = as_table(result)
-    (options.out / "results.json").write_text(json.dumps(result, indent=2))
+    write_json(options.out / "results.json", result)
     (options.out / "table.md").write_text(table + "\n")
     for name, figure in figures(result).items():
         (options.out / f"{name}.svg").write_text(figure)
     print(table)
     if options.write_readme:
         write_readme(ROOT / "README.md", table)
-    print("\n".join(failed), file=sys.stderr)
-    print(json.dumps(result))
+    for line in failed:
+        print(line, file=sys.stderr)
+    print(json.dumps(finite(result)))
     return int(bool(failed))
 
 

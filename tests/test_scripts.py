@@ -35,7 +35,7 @@ def script(name):
     return module
 
 
-def test_the_variants_of_the_evidence_differ_in_what_they_are_named_for():
+def test_the_variants_of_the_evidence_differ_in_what_they_are_named_for(capsys):
     evidence = script("evidence")
     root = Path(__file__).parents[1]
     config = load_config(root / "configs" / "quickstart.yaml", ["ppo.iterations=4"])
@@ -62,6 +62,13 @@ def test_the_variants_of_the_evidence_differ_in_what_they_are_named_for():
             wanted = ("orm", None) if name == "ppo_orm" else ("prm", None if name == "ppo_prm" else "irm")
             assert (inputs[name]["prm"], inputs[name].get("irm"), inputs[name]["init"]) == (*wanted, "sft")
     assert pipeline.resolve_all(parse_config(study.stages("sft"), "c"))["evaluate_orm"]["prm"] == "orm"
+    for words, told in (
+        (["--only", "pppo"], "unknown pppo; there are sft, ppo"),
+        (["--set", "ppo.iteration=3"], "did you mean `iterations`"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            evidence.main(["--out", "nowhere", *words])
+        assert end.value.code == 2 and told in capsys.readouterr().err and not Path("nowhere").exists()
 
 
 def test_parts_of_the_evidence_wait_for_what_they_need_and_a_failure_stops_no_other(monkeypatch, tmp_path, capsys):
