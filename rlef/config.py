@@ -540,13 +540,35 @@ class PpoStage(RewardSettings):
 
 class DpoStage(RewardSettings, TrainSettings):
     kind: Literal["dpo"] = "dpo"
-    count: int = Field(default=1500, ge=1, description="prompts sampled")
+    count: int = Field(default=1500, ge=1, description="prompts sampled a round")
     samples_per_prompt: int = Field(default=8, ge=2)
     temperature: float = Field(default=1.0, gt=0)
-    beta: float = Field(default=0.1, gt=0)
+    rounds: int = Field(
+        default=1, ge=1, description="times that the policy as it then is answers the next `count` prompts and is trained on the pairs"
+    )
+    reference: Literal["init", "round"] = Field(
+        default="init", description="later rounds are held to the policy of `init`, or to their start"
+    )
+    pairs: Literal["answers", "steps"] = Field(
+        default="answers",
+        description="answers: a prompt's best against its worst. steps: the first wrong step of an answer against another next step after "
+        "the same right ones, from an answer that is right to its end (Step-DPO, arXiv 2406.18629); needs a PRM, no outcome model",
+    )
+    step_threshold: float = Field(default=0.5, gt=0, lt=1, description="steps: a step is wrong where the PRM gives it less")
+    step_samples: int = Field(default=8, ge=1, description="steps: answers sampled from the right steps before a wrong one")
+    loss: Literal["sigmoid", "ipo", "cdpo", "robust"] = Field(
+        default="sigmoid",
+        description="sigmoid: DPO; ipo: squared, on means a token (arXiv 2310.12036); cdpo and robust: DPO where a share label_smoothing "
+        "of pairs is the wrong way round, averaged over (Mitchell 2023) or made unbiased (arXiv 2403.00409)",
+    )
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="cdpo, robust: share of pairs thought to be the wrong way round")
+    nll_weight: float = Field(
+        default=0.0, ge=0, description="weight of the chosen answers' negative log-likelihood a token (arXiv 2404.19733: 1 over rounds)"
+    )
+    beta: float = Field(default=0.1, gt=0, description="pull to the reference; of ipo tau")
     min_margin: float = Field(default=0.3, ge=0, le=1, description="least difference of reward between chosen and rejected")
-    max_length_ratio: float = Field(default=2.0, ge=1)
-    epochs: float = Field(default=1.0, gt=0)
+    max_length_ratio: float = Field(default=2.0, ge=1, description="of a pair: longer to shorter, in tokens")
+    epochs: float = Field(default=1.0, gt=0, description="passes over a round's pairs")
 
 
 class RftStage(RewardSettings, TrainSettings):
@@ -708,6 +730,10 @@ class Config(Section):
                         f"stages.{name}.batch_size: {stage.batch_size} is no multiple of "
                         f"micro_batch_size x launch.processes = {micro} x {world}"
                     )
+            if stage.kind == "dpo" and (stage.label_smoothing > 0) != (stage.loss in SMOOTHED):
+                wrong.append(
+                    f"stages.{name}.label_smoothing: of the losses {' and '.join(SMOOTHED)}, which need it above 0; others take none"
+                )
             if stage.kind == "ppo" and stage.critic_init == "prm" and (addresses(stage.prm) or function_of(stage.prm)):
                 given = (addresses(stage.prm) or [stage.prm])[0]
                 wrong.append(
@@ -743,6 +769,7 @@ class Config(Section):
 
 
 OF_A_SOURCE = ("path", "subset", "held_out_path", "held_out_split", "skip_broken_lines", "domain")  # of JSONL and data sets alone
+SMOOTHED = ("cdpo", "robust")  # losses of DPO that read label_smoothing
 WITHOUT_MODEL = frozenset({"problems", "method", "evolve", "respond", "report"})
 RESERVED = frozenset({"base", "none", "superseded", "wandb", "run", "model", "teacher", "tracking", "launch", "stages"})
 HEAD_SIZES = (32, 64, 80, 96, 112, 128)  # that vLLM's CPU attention knows

@@ -81,7 +81,7 @@ def call(
         if tracker.wandb_id:
             info["wandb"][name] = tracker.wandb_id
             write_json(run.info_file, info)
-        tracker.truncate(-1 if stage.kind != "ppo" else 10**12)  # PPO drops its own rows when it knows where it resumes
+        tracker.truncate(-1 if stage.kind not in ("ppo", "dpo") else 10**12)  # these drop their own rows when they know where they resume
     try:
         context = StageContext(name, config, stage, {key: Path(value) for key, value in inputs.items()}, folder, tracker, run.journal_file)
         result = getattr(importlib.import_module(module), attribute)(context)

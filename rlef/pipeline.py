@@ -187,6 +187,12 @@ def _needs(config: Config, name: str, resolved: dict[str, str]) -> None:
             f"stages.{name}.choose: feedback needs a policy to measure, and no sft stage comes before",
             fix=f"put {name} after one, or set stages.{name}.policy to a stage or folder",
         )
+    judge = config.stages.get(resolved.get("prm", ""))
+    if stage.kind == "dpo" and stage.pairs == "steps" and judge is not None and judge.kind == "orm":
+        raise UserError(
+            f"stages.{name}.pairs: steps needs a score for each step, and {resolved['prm']} scores whole answers",
+            fix=f"set stages.{name}.prm to a process reward model, or pairs: answers",
+        )
     labels = config.stages.get(resolved.get("labels", ""))
     if stage.kind == "prm" and stage.threshold is not None and labels is not None and labels.kind == "label":
         method = labels.method

@@ -119,8 +119,9 @@ class Tracker:
         else:
             yield _lines(description, total)
 
-    def trainer_callback(self, prefix: str) -> Any:
-        """A transformers callback that logs the trainer's numbers as prefix/name and shows a bar."""
+    def trainer_callback(self, prefix: str, *, first: int = 0, every: int = 1) -> Any:
+        """A transformers callback that logs the trainer's numbers as prefix/name and shows a bar. It counts `every` so many optimiser steps
+        as one, on from `first`."""
         from transformers import TrainerCallback
 
         tracker = self
@@ -151,7 +152,7 @@ class Tracker:
                     for name, value in numbers.items()
                 }
                 if state.is_world_process_zero and "train_runtime" not in numbers:
-                    tracker.log(named, state.global_step)
+                    tracker.log(named, first + state.global_step // every)
                     self.seen |= {name: value for name, value in numbers.items() if name in ("loss", "eval_loss")}
 
         return Log()

@@ -121,10 +121,11 @@ def sample_answers(
     *,
     seed: int,
     iteration: int,
+    first: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> list[tuple[Prompt, int, Completion]]:
-    """`samples` answers a prompt, prompt after prompt. The noise of each belongs to (seed, iteration, prompt, sample)."""
-    wanted = [(prompt, index) for prompt in prompts for index in range(samples)]
+    """`samples` answers a prompt, prompt after prompt, counted from `first`. Noise belongs to (seed, iteration, prompt, sample)."""
+    wanted = [(prompt, index) for prompt in prompts for index in range(first, first + samples)]
     requests = [SampleRequest(prompt.ids, (seed, iteration, prompt.key, index)) for prompt, index in wanted]
     completions = generator.generate(requests, params, progress)
     return [(prompt, index, completion) for (prompt, index), completion in zip(wanted, completions, strict=True)]

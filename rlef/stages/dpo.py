@@ -1,95 +1,131 @@
-"""DPO on pairs that the learned reward ranks: sample n answers a prompt, keep best against worst, train with TRL."""
+"""DPO on pairs that the learned reward ranks: sample n answers a prompt, pair them, train with TRL; once or round after round."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from rlef.config import DpoStage, RftStage
+from rlef.config import DpoStage
 from rlef.engines import dist
 from rlef.errors import UserError
-from rlef.models import load_policy, load_tokenizer, model_folder, pick_device, save_policy, stop_ids
-from rlef.records import write_jsonl
-from rlef.rl.pairs import Pair, reward_pairs
-from rlef.rl.sampling import Sample, load_reward, read_prompts, sample_answers, score_answers, take_prompts
-from rlef.rollout.base import SamplingParams
-from rlef.rollout.hf import HFGenerator
+from rlef.models import load_policy, load_tokenizer, model_folder, pick_device, save_policy
+from rlef.records import read_jsonl, write_jsonl
+from rlef.rl.pairs import Pair, reward_pairs, step_pairs, wrong_steps
+from rlef.run_dir import SHARDS, write_json
 from rlef.stages.context import StageContext
+from rlef.stages.sampled import ScoredSampler
 
 STAGE_VERSION = 1
-SAMPLING_ITERATION = 0  # part of the noise key; a later round of sampling would use 1, 2, ...
 
 
 class PairRow(BaseModel):
     """A pair as it is stored for the reader."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    round: int
     problem_id: str
     question: str
+    prefix: tuple[str, ...] = ()  # of a pair of steps: the right steps before them
     chosen: str
     rejected: str
-    chosen_reward: float
+    chosen_reward: float  # r_A of an answer, p_k of a step
     rejected_reward: float
     instruction: float
 
 
 def run(ctx: StageContext) -> dict:
-    """Train the policy of `init`. Writes pairs.jsonl and model/."""
+    """Train the policy of `init`. Writes pairs.jsonl and model/; while it runs, each finished round in a folder of its own."""
     settings: DpoStage = ctx.settings
     dist.init(ctx.config.launch.device)
-    start = model_folder(ctx.inputs["init"])
-    model_settings = ctx.config.model
-    tokenizer = load_tokenizer(start, trust_remote_code=model_settings.trust_remote_code)
+    rounds: list[Path] = []
+    results: list[dict[str, Any]] = []
+    for number in range(settings.rounds):
+        folder = ctx.folder / SHARDS / f"round_{number}"
+        steps = sum(result["steps"] for result in results)
+        done = dist.broadcast_object((folder / "result.json").is_file())
+        if not done and not _round(ctx, settings, number, rounds, folder, steps):
+            break  # the policy's answers differ no more; there is one round at least
+        rounds.append(folder)
+        results.append(json.loads((folder / "result.json").read_text()))
+    if dist.is_main():
+        write_jsonl(ctx.folder / "pairs.jsonl", [row for folder in rounds for row in read_jsonl(folder / "pairs.jsonl", PairRow)])
+        if (rounds[-1] / "model").is_dir():  # not yet moved by a start that was stopped here
+            shutil.rmtree(ctx.folder / "model", ignore_errors=True)
+            (rounds[-1] / "model").rename(ctx.folder / "model")
+    dist.barrier()
+    return _together(results)
+
+
+def _round(ctx: StageContext, settings: DpoStage, number: int, before: Sequence[Path], folder: Path, steps: int) -> bool:
+    """One round, from the policy of the last: pairs.jsonl, model/ and result.json, written aside, then renamed. False: no pair."""
+    init = model_folder(ctx.inputs["init"])
+    start = before[-1] / "model" if before else init
+    partial = folder.with_name(folder.name + ".partial")
 
     # 1. Sample and score; every process does the same work, and all hold the main one's samples, hence the same pairs.
-    samples = sample_scored(ctx, settings)
-
-    # 2. Best against worst.
-    pairs, left_out = reward_pairs(samples, min_margin=settings.min_margin, max_length_ratio=settings.max_length_ratio)
+    # 2. Best against worst, or a wrong step against a right one.
+    pairs, left_out = _pairs(ctx, settings, number, start)
     if not pairs:
+        if before:
+            return False
         raise UserError(f"{ctx.name}: no prompt gave a pair ({left_out})", fix="lower min_margin, or sample more answers a prompt")
     if dist.is_main():
-        write_jsonl(ctx.folder / "pairs.jsonl", [_row(pair) for pair in pairs])
+        shutil.rmtree(partial, ignore_errors=True)
+        write_jsonl(partial / "pairs.jsonl", [_row(pair, number) for pair in pairs])
+    dist.barrier()
 
     # 3. Train.
-    metrics = _train(ctx, settings, pairs, start, tokenizer)
-    masked = sum(sample.score.masked for sample in samples)
-    return {"prompts": settings.count, "pairs": len(pairs), "left_out": left_out, "masked": masked} | metrics
+    reference = start if settings.reference == "round" else init
+    metrics = _train(ctx, settings, pairs, start, reference, partial, steps)
+    if dist.is_main():
+        write_json(partial / "result.json", {"prompts": settings.count, "pairs": len(pairs), "left_out": left_out} | metrics)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    dist.barrier()
+    return True
 
 
-def sample_scored(ctx: StageContext, settings: DpoStage | RftStage) -> list[Sample]:
-    """`samples_per_prompt` scored answers to `count` prompts from the policy of `init`, the same ones on every process."""
-    start, trust = model_folder(ctx.inputs["init"]), ctx.config.model.trust_remote_code
-    tokenizer = load_tokenizer(start, trust_remote_code=trust)
-    policy = load_policy(start, dtype=ctx.config.model.dtype, trust_remote_code=trust, device=pick_device(ctx.config.launch.device))
-    stops = stop_ids(tokenizer, policy)
-    prompts = read_prompts(ctx.inputs["prompts"], tokenizer, ctx.config.model, use_answers=settings.use_answers)
-    chosen = take_prompts(prompts, 0, min(settings.count, len(prompts)), ctx.seed)
-    generator = HFGenerator(policy, int(tokenizer.pad_token_id), settings.rollout_batch_size)
-    with ctx.tracker.progress(f"{ctx.name}: sample", len(chosen) * settings.samples_per_prompt) as advance:
-        answers = sample_answers(
-            generator,
-            chosen,
-            settings.samples_per_prompt,
-            SamplingParams(settings.max_tokens, settings.temperature, stops),
-            seed=ctx.seed,
-            iteration=SAMPLING_ITERATION,
-            progress=advance,
-        )
-    reward = load_reward(settings, ctx.inputs, tokenizer, ctx.config.model, stops, ctx.config.launch.device)
-    # A served model's last digits hang on who else asks, and two processes whose scores differ may keep different numbers of pairs.
-    samples = dist.broadcast_object(score_answers(reward, answers))
-    if all(sample.score.masked for sample in samples):
-        raise UserError(
-            f"{ctx.name}: not one of {len(samples)} answers could be judged",
-            fix=f"see why {ctx.name}.prm or {ctx.name}.irm gives no score; a function that needs `gold` needs use_answers: true",
-        )
-    return samples
+def _pairs(ctx: StageContext, settings: DpoStage, number: int, start: Path) -> tuple[list[Pair], dict[str, int]]:
+    sampler = ScoredSampler(ctx, settings, start, number)
+    samples = sampler.answers()
+    rules = {"min_margin": settings.min_margin, "max_length_ratio": settings.max_length_ratio}
+    if settings.pairs == "answers":
+        return reward_pairs(samples, **rules)
+    wrong, clean = wrong_steps(samples, threshold=settings.step_threshold)
+    pairs, left_out = step_pairs(wrong, sampler.retries(wrong, settings.step_samples), threshold=settings.step_threshold, **rules)
+    return pairs, left_out | ({"no_wrong_step": clean} if clean else {})
 
 
-def _train(ctx: StageContext, settings: DpoStage, pairs: list[Pair], start, tokenizer) -> dict[str, float]:
+def _together(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Sums over rounds; loss and accuracy are the last one's."""
+    left_out = sum((Counter(result["left_out"]) for result in results), Counter())
+    sums = {key: sum(result[key] for result in results) for key in ("prompts", "pairs", "steps")}
+    return results[-1] | sums | {"left_out": dict(left_out), "rounds": len(results)}
+
+
+def loss_terms(settings: DpoStage) -> dict[str, Any]:
+    """The loss as TRL's arguments. With S(d) = -log sigmoid(beta d), conservative DPO is (1-e) S(d) + e S(-d), which TRL does not name; but
+    its `robust` is ((1-e) S(d) - e S(-d)) / (1-2e), so that cDPO = 2 (1-e) sigmoid - (1-2e) robust."""
+    smoothing = settings.label_smoothing
+    weights = {settings.loss: 1.0}
+    if settings.loss == "cdpo":
+        weights = {"sigmoid": 2 * (1 - smoothing), "robust": 2 * smoothing - 1}
+    if settings.nll_weight:
+        weights["sft"] = settings.nll_weight
+    return {"loss_type": list(weights), "loss_weights": list(weights.values()), "label_smoothing": smoothing, "beta": settings.beta}
+
+
+def _train(
+    ctx: StageContext, settings: DpoStage, pairs: Sequence[Pair], start: Path, reference: Path, folder: Path, steps: int
+) -> dict[str, float]:
+    """Train `start` on the pairs and save it to folder/model. `steps`: optimiser steps of earlier rounds, for the log."""
     # TRL takes 8 s to import: not before it is needed.
     from datasets import Dataset
     from transformers import PrinterCallback
@@ -105,9 +141,9 @@ def _train(ctx: StageContext, settings: DpoStage, pairs: list[Pair], start, toke
     rows = Dataset.from_list(
         [
             {
-                "prompt_ids": list(pair.chosen.prompt.ids),
-                "chosen_ids": list(pair.chosen.completion.tokens),
-                "rejected_ids": list(pair.rejected.completion.tokens),
+                "prompt_ids": list(pair.prompt_ids),
+                "chosen_ids": list(pair.chosen_ids),
+                "rejected_ids": list(pair.rejected_ids),
             }
             for pair in pairs
         ]
@@ -115,6 +151,7 @@ def _train(ctx: StageContext, settings: DpoStage, pairs: list[Pair], start, toke
     world = dist.world()
     micro = min(settings.micro_batch_size, max(1, settings.batch_size // world))
     trust = ctx.config.model.trust_remote_code
+    tokenizer = load_tokenizer(start, trust_remote_code=trust)
     model = load_policy(start, dtype=ctx.config.model.dtype, trust_remote_code=trust)
     arguments = DPOConfig(
         output_dir=str(ctx.folder / "trainer"),
@@ -125,7 +162,7 @@ def _train(ctx: StageContext, settings: DpoStage, pairs: list[Pair], start, toke
         warmup_steps=settings.warmup_ratio,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        beta=settings.beta,
+        **loss_terms(settings),
         max_length=None,
         logging_steps=5,
         save_strategy="no",
@@ -139,20 +176,21 @@ def _train(ctx: StageContext, settings: DpoStage, pairs: list[Pair], start, toke
     )
     trainer = PairTrainer(
         model=model,
-        ref_model=load_policy(start, dtype=ctx.config.model.dtype, trust_remote_code=trust),
+        ref_model=load_policy(reference, dtype=ctx.config.model.dtype, trust_remote_code=trust),
         args=arguments,
         train_dataset=rows,
         processing_class=tokenizer,
-        callbacks=[ctx.tracker.trainer_callback("dpo")],
+        callbacks=[ctx.tracker.trainer_callback("dpo", first=steps)],
     )
     trainer.remove_callback(PrinterCallback)
+    ctx.tracker.truncate(steps)
     with torch.random.fork_rng():
         result = trainer.train()
     if arguments.deepspeed:
-        trainer.save_model(str(ctx.folder / "model"))
+        trainer.save_model(str(folder / "model"))
     elif dist.is_main():
         trained: Any = trainer.accelerator.unwrap_model(trainer.model)
-        save_policy(trained, tokenizer, ctx.folder / "model")
+        save_policy(trained, tokenizer, folder / "model")
     history = [entry for entry in trainer.state.log_history if "rewards/accuracies" in entry]
     last = history[-1] if history else {}
     return {
@@ -162,13 +200,16 @@ def _train(ctx: StageContext, settings: DpoStage, pairs: list[Pair], start, toke
     }
 
 
-def _row(pair: Pair) -> PairRow:
+def _row(pair: Pair, number: int) -> PairRow:
+    chosen, rejected, step = pair.chosen.score, pair.rejected.score, pair.step
     return PairRow(
+        round=number,
         problem_id=pair.chosen.prompt.problem.id,
         question=pair.chosen.prompt.problem.question,
-        chosen=pair.chosen.score.text,
-        rejected=pair.rejected.score.text,
-        chosen_reward=pair.chosen.score.answer,
-        rejected_reward=pair.rejected.score.answer,
-        instruction=pair.chosen.score.instruction,
+        prefix=chosen.steps[: step or 0],
+        chosen=chosen.text if step is None else chosen.steps[step],
+        rejected=rejected.text if step is None else rejected.steps[step],
+        chosen_reward=pair.reward(pair.chosen),
+        rejected_reward=pair.reward(pair.rejected),
+        instruction=chosen.instruction,
     )

@@ -10,7 +10,7 @@ from rlef.errors import UserError
 from rlef.models import load_policy, load_tokenizer, model_folder
 from rlef.rl.pairs import best_samples
 from rlef.stages.context import StageContext
-from rlef.stages.dpo import sample_scored
+from rlef.stages.sampled import ScoredSampler
 from rlef.stages.sft import Example, fine_tune
 
 STAGE_VERSION = 1
@@ -20,11 +20,11 @@ def run(ctx: StageContext) -> dict:
     """Train the policy of `init` on its own best answers. Writes model/."""
     settings: RftStage = ctx.settings
     dist.init(ctx.config.launch.device)
-    samples = sample_scored(ctx, settings)
+    start, trust = model_folder(ctx.inputs["init"]), ctx.config.model.trust_remote_code
+    samples = ScoredSampler(ctx, settings, start).answers()
     chosen = best_samples(samples, min_reward=settings.min_reward)
     if not chosen:
         raise UserError(f"{ctx.name}: no answer reached min_reward={settings.min_reward}", fix="lower it, or sample more answers a prompt")
-    start, trust = model_folder(ctx.inputs["init"]), ctx.config.model.trust_remote_code
     examples = [Example(sample.prompt.ids, sample.completion.tokens) for sample in chosen]
     steps = max(1, math.ceil(settings.epochs * len(examples) / settings.batch_size))
     model = load_policy(start, dtype=ctx.config.model.dtype, trust_remote_code=trust)

@@ -17,12 +17,14 @@ from reward_models.errors import UserError as RewardModelsError
 from reward_models.process import ProcessRewardModel
 from rlef import launch, pipeline
 from rlef.config import Config, DpoStage, PpoStage, addresses
+from rlef.engines import dist
 from rlef.errors import UserError
 from rlef.load_config import load_config
 from rlef.rl import scorers
 from rlef.run_dir import RunDir
-from rlef.stages import dpo, ppo
+from rlef.stages import ppo
 from rlef.stages.context import StageContext
+from rlef.stages.sampled import ScoredSampler
 from rlef.tracking import Tracker
 
 STAGES = {
@@ -123,9 +125,10 @@ def test_all_processes_of_dpo_hold_the_main_ones_scores(inputs, tmp_path, monkey
     settings = DpoStage(count=2, samples_per_prompt=2, max_tokens=4)
     config = Config.model_validate({"model": {"random": {}}, "stages": {"dpo": settings.model_dump()}})
     context = StageContext("dpo", config, settings, inputs, tmp_path, Tracker("dpo", tmp_path / "metrics.jsonl", quiet=True))
-    own = dpo.sample_scored(context, settings)
-    monkeypatch.setattr(dpo.dist, "broadcast_object", lambda samples: [*samples, "the main one's"])
-    assert dpo.sample_scored(context, settings) == [*own, "the main one's"] and len(own) == 4
+    sampler = ScoredSampler(context, settings, inputs["init"])
+    own = sampler.answers()
+    monkeypatch.setattr(dist, "broadcast_object", lambda samples: [*samples, "the main one's"])
+    assert sampler.answers() == [*own, "the main one's"] and len(own) == 4
 
 
 @pytest.mark.slow
