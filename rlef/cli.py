@@ -14,7 +14,7 @@ from reward_models.errors import UserError as RewardModelsError
 from rlef import __version__
 from rlef.errors import Stopped, UserError
 
-STAGES = ("problems", "method", "evolve", "respond", "sft", "label", "irm", "prm", "orm", "ppo", "dpo", "rft", "evaluate", "report")
+STAGES = ("problems", "method", "evolve", "respond", "sft", "label", "irm", "prm", "orm", "ppo", "dpo", "grpo", "rft", "evaluate", "report")
 FORMATS = (
     "steps", "math_shepherd", "prm800k", "processbench", "trl_stepwise", "problems", "solved", "alpaca", "sharegpt", "messages",
     "preference", "ultrafeedback_pairs", "ultrafeedback",

@@ -571,6 +571,53 @@ class DpoStage(RewardSettings, TrainSettings):
     epochs: float = Field(default=1.0, gt=0, description="passes over a round's pairs")
 
 
+class GrpoStage(RewardSettings):
+    """Policy gradient without a critic: an answer is measured against the others to its prompt. Loss and optimiser are TRL's."""
+
+    kind: Literal["grpo"] = "grpo"
+    iterations: int = Field(default=60, ge=1)
+    prompts_per_iteration: int = Field(default=64, ge=1, description="over all processes")
+    samples_per_prompt: int = Field(default=8, ge=2, description="the group")
+    temperature: float = Field(default=1.0, gt=0)
+    form: Literal["outcome", "process"] = Field(
+        default="outcome",
+        description="outcome: r_I * r_A of the whole answer. process: r_I * p_k of each step, and a token has the sum of those still to "
+        "come (DeepSeekMath, arXiv 2402.03300, 4.1.3)",
+    )
+    advantage: Literal["group", "rloo"] = Field(
+        default="group", description="a reward minus the mean of its group, or of the group's other answers (arXiv 2402.14740)"
+    )
+    scale_rewards: Literal["none", "group", "batch"] = Field(
+        default="none",
+        description="divides advantages by the standard deviation of the group's rewards (GRPO; r_I then cancels) or of all of the "
+        "iteration's; none: Dr. GRPO (arXiv 2503.20783), r_I stays the weight of a prompt",
+    )
+    loss_type: Literal["dr_grpo", "dapo", "bnpo", "grpo"] = Field(
+        default="dr_grpo",
+        description="sums over tokens are divided by max_tokens (Dr. GRPO), all tokens of the step (DAPO), those of a micro-batch, "
+        "the answer's own",
+    )
+    beta: float = Field(
+        default=0.02, ge=0, description="weight of the KL to the policy of `init` in the loss (k3); 0: no reference is loaded"
+    )
+    epsilon: float = Field(default=0.2, gt=0, lt=1, description="lower clip range of the ratio")
+    epsilon_high: float = Field(default=0.28, gt=0, description="upper clip range (clip-higher, DAPO, arXiv 2503.14476)")
+    epochs: int = Field(default=1, ge=1, description="passes over an iteration's answers")
+    minibatches: int = Field(default=4, ge=1, description="optimiser steps an epoch")
+    micro_batch_size: int = Field(default=128, ge=1, description="rows per forward on one process; not part of the fingerprint")
+    learning_rate: float = Field(default=5e-5, gt=0)
+    lr_warmup: int = Field(default=5, ge=0, description="optimiser steps of linear warm-up")
+    lr_decay: bool = Field(default=False, description="the learning rate falls linearly to 0 at the last optimiser step")
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    gradient_checkpointing: bool = Field(default=False, description="less memory, more time; not part of the fingerprint")
+
+    def step_rows(self, processes: int) -> tuple[int, int]:
+        """Rows that one process trains on in an optimiser step, and in a forward."""
+        step = self.prompts_per_iteration * self.samples_per_prompt // (self.minibatches * processes)
+        return step, max(1, min(self.micro_batch_size, step))
+
+
 class RftStage(RewardSettings, TrainSettings):
     """Best-of-n distillation: the baseline of PPO and DPO by the same rewards and samples."""
 
@@ -614,6 +661,7 @@ AnyStage = Annotated[
     | OrmStage
     | PpoStage
     | DpoStage
+    | GrpoStage
     | RftStage
     | EvaluateStage
     | ReportStage,
@@ -625,7 +673,7 @@ STAGE_TYPES: dict[str, type[Stage]] = {
     stage.model_fields["kind"].default: stage
     for stage in (
         ProblemsStage, MethodStage, EvolveStage, RespondStage, SftStage, LabelStage, IrmStage,
-        PrmStage, OrmStage, PpoStage, DpoStage, RftStage, EvaluateStage, ReportStage,
+        PrmStage, OrmStage, PpoStage, DpoStage, GrpoStage, RftStage, EvaluateStage, ReportStage,
     )
 }  # fmt: skip
 
@@ -734,6 +782,17 @@ class Config(Section):
                 wrong.append(
                     f"stages.{name}.label_smoothing: of the losses {' and '.join(SMOOTHED)}, which need it above 0; others take none"
                 )
+            if stage.kind == "grpo":
+                step, micro = stage.step_rows(world)
+                if stage.prompts_per_iteration % world:
+                    wrong.append(
+                        f"stages.{name}.prompts_per_iteration: must be a multiple of launch.processes ({world}): groups stay whole"
+                    )
+                elif stage.prompts_per_iteration * stage.samples_per_prompt != step * stage.minibatches * world or step % micro:
+                    wrong.append(
+                        f"stages.{name}: prompts_per_iteration x samples_per_prompt must be a multiple of minibatches x launch.processes, "
+                        f"and what comes out ({step}) of micro_batch_size"
+                    )
             if stage.kind == "ppo" and stage.critic_init == "prm" and (addresses(stage.prm) or function_of(stage.prm)):
                 given = (addresses(stage.prm) or [stage.prm])[0]
                 wrong.append(

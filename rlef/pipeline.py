@@ -109,6 +109,11 @@ REGISTRY: dict[str, Kind] = {
         {"init": ("sft",), "prompts": ("respond|evolve", "problems"), "irm?": ("irm",), "prm": ("prm", "orm")},
         distributed=True,
     ),
+    "grpo": Kind(
+        "rlef.stages.grpo:run",
+        {"init": ("sft",), "prompts": ("respond|evolve", "problems"), "irm?": ("irm",), "prm": ("prm", "orm")},
+        distributed=True,
+    ),
     "rft": Kind(
         "rlef.stages.rft:run",
         {"init": ("sft",), "prompts": ("respond|evolve", "problems"), "irm?": ("irm",), "prm": ("prm", "orm")},
@@ -117,7 +122,7 @@ REGISTRY: dict[str, Kind] = {
     "evaluate": Kind("rlef.stages.evaluate:run", {"problems": ("problems",), "prm?": ("prm", "orm")}),
     "report": Kind("rlef.stages.report:run", {}),
 }
-POLICY_KINDS = ("sft", "ppo", "dpo", "rft")
+POLICY_KINDS = ("sft", "ppo", "dpo", "grpo", "rft")
 ASKED_AS = {("label", "templates"): "evolved", ("ppo", "method"): "evolve"}  # a method -> the input whose evolve stage's method it is
 
 

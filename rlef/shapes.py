@@ -15,10 +15,10 @@ from rlef.errors import UserError
 GIB = 2**30
 # Models of a stage: how many are trained, how many are only read.
 MODELS = {
-    "sft": (1, 0), "rft": (1, 2), "irm": (1, 0), "prm": (1, 0), "orm": (1, 0), "label": (0, 1), "dpo": (1, 3), "ppo": (2, 3),
-    "evaluate": (0, 2),
+    "sft": (1, 0), "rft": (1, 2), "irm": (1, 0), "prm": (1, 0), "orm": (1, 0), "label": (0, 1), "dpo": (1, 3), "grpo": (1, 3),
+    "ppo": (2, 3), "evaluate": (0, 2),
 }  # fmt: skip
-SHARDED = ("sft", "rft", "irm", "prm", "orm", "dpo", "ppo")
+SHARDED = ("sft", "rft", "irm", "prm", "orm", "dpo", "grpo", "ppo")
 
 
 def decoder_parameters(shape: Mapping[str, Any]) -> int:

@@ -28,11 +28,11 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_every_stage_leaves_its_files(finished):
-    for stage in ("problems", "evolve", "respond", "sft", "label", "irm", "prm", "ppo", "dpo", "evaluate", "report"):
+    for stage in ("problems", "evolve", "respond", "sft", "label", "irm", "prm", "ppo", "dpo", "grpo", "evaluate", "report"):
         assert (finished / stage / "manifest.json").is_file(), stage
     summary = json.loads((finished / "summary.json").read_text())
     assert {"irm", "prm"} <= set(summary["reward_models"])
-    assert {"sft", "ppo", "dpo"} <= set(summary["evaluate"])
+    assert {"sft", "ppo", "dpo", "grpo"} <= set(summary["evaluate"])
     assert {"n", "pass@1", "ci95", "majority@4", "prm_vote@4", "best_of_4", "pass@4"} <= set(summary["evaluate"]["ppo"])
     assert summary["evaluate"]["ppo"]["gain"]["over"] == "sft"
     assert summary["evolution"]["kept"] > 0 and summary["evolution"]["eliminated"]
@@ -48,6 +48,7 @@ def test_what_is_saved_loads_in_plain_transformers(finished):
         "sft": AutoModelForCausalLM,
         "ppo": AutoModelForCausalLM,
         "dpo": AutoModelForCausalLM,
+        "grpo": AutoModelForCausalLM,
         "irm": AutoModelForSequenceClassification,
         "prm": AutoModelForTokenClassification,
     }.items():
@@ -84,12 +85,12 @@ def test_a_second_round_goes_on_from_a_finished_first_one(finished, tmp_path):
 
 @pytest.mark.slow
 def test_poisoned_answers_change_no_sample_no_reward_no_weight(finished, tmp_path):
-    """After the labels, gold answers of the RL prompts are replaced by nonsense: PPO and DPO stay bitwise the same."""
+    """After the labels, gold answers of the RL prompts are replaced by nonsense: PPO, DPO and GRPO stay bitwise the same."""
     from safetensors.torch import load_file
 
     from rlef.load_config import load_config
     from rlef.records import Problem, read_jsonl, write_jsonl
-    from rlef.stages import dpo, ppo
+    from rlef.stages import dpo, grpo, ppo
     from rlef.stages.context import StageContext
     from rlef.tracking import Tracker
 
@@ -98,7 +99,7 @@ def test_poisoned_answers_change_no_sample_no_reward_no_weight(finished, tmp_pat
     prompts = read_jsonl(finished / "respond" / "prompts.jsonl", Problem)
     assert any(problem.answer for problem in prompts)
     write_jsonl(poisoned / "prompts.jsonl", [problem.model_copy(update={"answer": "nonsense"}) for problem in prompts])
-    for stage, module, rows in (("ppo", ppo, "rollouts.jsonl"), ("dpo", dpo, "pairs.jsonl")):
+    for stage, module, rows in (("ppo", ppo, "rollouts.jsonl"), ("dpo", dpo, "pairs.jsonl"), ("grpo", grpo, "rollouts.jsonl")):
         inputs = {name: finished / name for name in ("irm", "prm")} | {"init": finished / "sft", "prompts": poisoned}
         folder = tmp_path / stage
         folder.mkdir()
@@ -106,3 +107,24 @@ def test_poisoned_answers_change_no_sample_no_reward_no_weight(finished, tmp_pat
         clean, dirty = (load_file(root / "model" / "model.safetensors") for root in (finished / stage, folder))
         assert clean.keys() == dirty.keys() and all((clean[name] == dirty[name]).all() for name in clean), stage
         assert (folder / rows).read_bytes() == (finished / stage / rows).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "stage,settings",
+    [
+        ("dpo", {"rounds": 2, "count": 12, "loss": "ipo"}),
+        ("dpo", {"pairs": "steps", "loss": "cdpo", "label_smoothing": 0.1, "step_threshold": 0.3}),
+        ("grpo", {"form": "process", "scale_rewards": "group"}),
+        ("grpo", {"advantage": "rloo"}),
+    ],
+)
+def test_each_form_runs_on_what_the_loop_made(finished, tmp_path, stage, settings):
+    overrides = [f"{stage}.{key}={value}" for key, value in settings.items()]
+    inputs = [
+        f"{stage}.{name}={finished / source}" for name, source in {"init": "sft", "prompts": "respond", "irm": "irm", "prm": "prm"}.items()
+    ]
+    run = tmp_path / "run"
+    rlef("run", str(CONFIG), f"run.dir={run}", "--only", stage, *overrides, *inputs)
+    assert (run / stage / "model" / "model.safetensors").is_file() and not (run / stage / "shards").exists()
+    assert (run / stage / ("pairs.jsonl" if stage == "dpo" else "rollouts.jsonl")).stat().st_size

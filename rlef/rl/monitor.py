@@ -32,18 +32,14 @@ class Sums:
         return dict(zip(names, total.tolist(), strict=True))
 
 
-def rollout_metrics(batch: RolloutBatch, samples: Sequence[Sample], entropy: torch.Tensor) -> dict[str, float]:
-    """What was sampled and judged, over all ranks; nan for means where nothing was judged. entropy: (B, T)."""
+def sample_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+    """Rewards and shapes of the answers that could be judged, over all ranks; nan for means where none could."""
     judged = [sample for sample in samples if not sample.score.masked]
-    mask = batch.mask
-    gap = masked(batch.old_logprobs - batch.rollout_logprobs, mask).abs()
-    error = masked(batch.returns - batch.values, mask)
-    returns = masked(batch.returns, mask)
     sums = Sums()
     sums.add(
         sampled=len(samples),
         rows=len(judged),
-        tokens=mask.sum(),
+        tokens=sum(len(sample.completion.tokens) for sample in judged),
         total=sum(sample.score.total for sample in judged),
         instruction=sum(sample.score.instruction for sample in judged),
         answer=sum(sample.score.answer for sample in judged),
@@ -53,24 +49,12 @@ def rollout_metrics(batch: RolloutBatch, samples: Sequence[Sample], entropy: tor
         steps=sum(len(sample.score.steps) for sample in judged),
         repeated=sum(sample.score.repeated_steps for sample in judged),
         after=sum(sample.score.steps_after_answer for sample in judged),
-        kl=masked(k1(batch.old_logprobs, batch.ref_logprobs), mask).sum(),
-        k3=masked(k3(batch.old_logprobs, batch.ref_logprobs), mask).sum(),
-        entropy=masked(entropy, mask).sum(),
-        gap=gap.sum(),
-        weight=masked(batch.weights, mask).sum(),
-        corrected=masked((batch.weights != 1).to(mask.dtype), mask).sum(),
-        value=masked(batch.values, mask).sum(),
-        returns=returns.sum(),
-        returns2=returns.square().sum(),
-        error=error.sum(),
-        error2=error.square().sum(),
         known=sum(sample.prompt.gold is not None for sample in judged),
         exact=sum(is_exact(sample) for sample in judged),
         known_answer=sum(sample.score.answer for sample in judged if sample.prompt.gold is not None),
     )
     total = sums.reduced()
     rows, tokens = total["rows"] or math.nan, total["tokens"] or math.nan
-    moments = torch.tensor([total[name] for name in ("tokens", "returns", "returns2", "error", "error2")])
     return {
         "reward/total": total["total"] / rows,
         "reward/instruction": total["instruction"] / rows,
@@ -84,6 +68,37 @@ def rollout_metrics(batch: RolloutBatch, samples: Sequence[Sample], entropy: tor
         "rollout/steps": total["steps"] / rows,
         "rollout/repeated_steps": total["repeated"] / rows,
         "rollout/steps_after_answer": total["after"] / rows,
+        "monitor/exact_match": total["exact"] / total["known"] if total["known"] else math.nan,
+        "monitor/reward_gap": (total["known_answer"] - total["exact"]) / total["known"] if total["known"] else math.nan,
+    }
+
+
+def rollout_metrics(batch: RolloutBatch, samples: Sequence[Sample], entropy: torch.Tensor) -> dict[str, float]:
+    """What PPO sampled, over all ranks; nan for means where nothing was judged. entropy: (B, T)."""
+    mask = batch.mask
+    gap = masked(batch.old_logprobs - batch.rollout_logprobs, mask).abs()
+    error = masked(batch.returns - batch.values, mask)
+    returns = masked(batch.returns, mask)
+    sums = Sums()
+    sums.add(
+        rows=sum(not sample.score.masked for sample in samples),
+        tokens=mask.sum(),
+        kl=masked(k1(batch.old_logprobs, batch.ref_logprobs), mask).sum(),
+        k3=masked(k3(batch.old_logprobs, batch.ref_logprobs), mask).sum(),
+        entropy=masked(entropy, mask).sum(),
+        gap=gap.sum(),
+        weight=masked(batch.weights, mask).sum(),
+        corrected=masked((batch.weights != 1).to(mask.dtype), mask).sum(),
+        value=masked(batch.values, mask).sum(),
+        returns=returns.sum(),
+        returns2=returns.square().sum(),
+        error=error.sum(),
+        error2=error.square().sum(),
+    )
+    total = sums.reduced()
+    rows, tokens = total["rows"] or math.nan, total["tokens"] or math.nan
+    moments = torch.tensor([total[name] for name in ("tokens", "returns", "returns2", "error", "error2")])
+    return sample_metrics(samples) | {
         "rollout/logprob_gap": total["gap"] / tokens,
         "rollout/weight": total["weight"] / tokens,
         "rollout/corrected": total["corrected"] / tokens,
@@ -93,8 +108,6 @@ def rollout_metrics(batch: RolloutBatch, samples: Sequence[Sample], entropy: tor
         "ppo/entropy": total["entropy"] / tokens,
         "value/mean": total["value"] / tokens,
         "value/explained_variance": explained_variance(moments),
-        "monitor/exact_match": total["exact"] / total["known"] if total["known"] else math.nan,
-        "monitor/reward_gap": (total["known_answer"] - total["exact"]) / total["known"] if total["known"] else math.nan,
     }
 
 

@@ -1,4 +1,4 @@
-"""Prompts in, sampled and scored answers out: shared by PPO, DPO and best-of-n distillation."""
+"""Prompts in, sampled and scored answers out: shared by PPO, GRPO, DPO and best-of-n distillation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from rlef.config import ModelSection, RewardSettings
 from rlef.errors import UserError
 from rlef.models import Tokenizer, prompt_ids
-from rlef.records import Problem, read_jsonl
+from rlef.records import Problem, Rollout, read_jsonl
 from rlef.rl.reward import RewardFunction, Score
 from rlef.rl.scorers import instruction_scorer, process_scorer
 from rlef.rollout.base import Completion, Generator, SampleRequest, SamplingParams
@@ -135,3 +135,21 @@ def score_answers(reward: RewardFunction, answers: Sequence[tuple[Prompt, int, C
     """The same answers with their scores."""
     scores = reward.score([prompt.problem for prompt, _, _ in answers], [completion for _, _, completion in answers])
     return [Sample(*answer, score) for answer, score in zip(answers, scores, strict=True)]
+
+
+def as_rollout(sample: Sample, iteration: int) -> Rollout:
+    """The row that the report shows."""
+    score = sample.score
+    return Rollout(
+        problem_id=sample.prompt.problem.id,
+        iteration=iteration,
+        sample=sample.index,
+        question=sample.prompt.problem.question,
+        text=score.text,
+        step_scores=score.step_scores,
+        instruction=score.instruction,
+        answer=score.answer,
+        total=score.total,
+        length=len(sample.completion.tokens),
+        finished=sample.completion.finished,
+    )

@@ -22,6 +22,7 @@ from rlef.records import Eliminated, Problem, Rollout, read_jsonl
 from rlef.stages.context import StageContext
 
 STAGE_VERSION = 1
+BY_ITERATION = ("ppo", "grpo")  # kinds that sample anew in each
 PER_OPERATION, PER_RULE, ROLLOUTS = 2, 1, 12  # examples shown
 SAME_TEXT = 0.4  # share of common words from which a rewrite is shown with its new words marked
 
@@ -32,6 +33,7 @@ TITLES = {
     "sft": "SFT: learning from solved examples",
     "ppo": "PPO: learning from the two rewards",
     "dpo": "DPO: learning from pairs ranked by the two rewards",
+    "grpo": "GRPO: learning from the two rewards, answers against answers",
     "rft": "RFT: imitating the samples with the best rewards",
 }
 OPERATIONS = {
@@ -152,12 +154,12 @@ def write_report(run_dir: Path) -> Path:
         *(
             (_title(TITLES[kind], name, kind), _training(kind, manifests[name], metrics[name]))
             for name, kind in kinds.items()
-            if kind in ("sft", "ppo", "dpo", "rft")
+            if kind in ("sft", "ppo", "dpo", "grpo", "rft")
         ),
         *(
-            (_title("Sample answers at the end of PPO", name, kind), _rollouts(run_dir, name, kinds))
+            (_title(f"Sample answers at the end of {kind.upper()}", name, kind), _rollouts(run_dir, name, kinds))
             for name, kind in kinds.items()
-            if kind == "ppo"
+            if kind in BY_ITERATION
         ),
         ("Stages", _timeline(run_dir, manifests, kinds)),
     ]
@@ -210,7 +212,7 @@ def _summary(
                 f"The process reward model scores a right step above a wrong one in {_percent(result['step_auroc'])} of cases (its AUROC; 50% is guessing)."
             )
         rewards = metrics[name].get("reward/total", [])
-        if kind == "ppo" and rewards:
+        if kind in BY_ITERATION and rewards:
             state = "" if manifests[name] else ", not finished"
             sentences.append(
                 f"{name}: {rewards[-1][0]} of {config['stages'][name].get('iterations', '?')} iterations{state}; mean reward {_number(rewards[0][1])} at the first, {_number(rewards[-1][1])} at the last."
@@ -226,7 +228,7 @@ def _summary(
         "A teacher rewrites seed problems into harder, easier and different ones. Two reward models learn from judged examples: r_I scores a problem, "
         "r_A the steps of an answer, where the worst step counts. The policy then learns to raise r_I × r_A"
     )
-    known = any(stage.get("use_answers") for name, stage in config["stages"].items() if kinds[name] in ("ppo", "dpo", "rft"))
+    known = any(stage.get("use_answers") for name, stage in config["stages"].items() if kinds[name] in ("ppo", "dpo", "grpo", "rft"))
     lead += ", with known answers as a check on r_A." if known else "; no known answer enters that reward."
     return f"<h1>{_e(run_dir.resolve().name)}</h1><p>{lead}</p><ul>{''.join(f'<li>{_e(sentence)}' for sentence in sentences)}</ul>"
 
@@ -381,9 +383,9 @@ def _training(kind: str, manifest: dict[str, Any], found: dict[str, list]) -> st
         return ""
 
     def one(title: str, key: str) -> str:
-        return line_chart(title, {"": found.get(key, [])}, "iteration" if kind == "ppo" else "optimiser step")
+        return line_chart(title, {"": found.get(key, [])}, "iteration" if kind in BY_ITERATION else "optimiser step")
 
-    if kind == "ppo":
+    if kind in BY_ITERATION:
         note = (
             "Good signs: the total reward rises, KL (how far the policy has moved from its start) stays small, and exact match with the known answers rises too. "
             "A reward that rises while exact match falls means that the policy fools the reward models."
@@ -401,11 +403,14 @@ def _training(kind: str, manifest: dict[str, Any], found: dict[str, list]) -> st
             one("samples that match the known answer", "monitor/exact_match"),
             one("pass rate of the prompts, by votes and the PRM", "rollout/pass_rate"),
             one("KL from the start, nats an answer", "ppo/kl"),
+            one("KL from the start, nats a token", "grpo/kl"),
             one("length, tokens an answer", "rollout/length"),
             one("steps an answer", "rollout/steps"),
             one("share of answers that end by themselves", "rollout/finished"),
-            one("entropy (variety), nats a token", "ppo/entropy"),
+            one("entropy (variety), nats a token", f"{kind}/entropy"),
             one("share of clipped tokens", "ppo/clip_fraction"),
+            one("share of clipped tokens", "grpo/clip_ratio_region_mean"),
+            one("share of answers in groups of equal rewards, which teach nothing", "grpo/frac_reward_zero_std"),
             one("critic: explained variance, 1 is best", "value/explained_variance"),
             one("critic: loss", "value/loss"),
             line_chart(

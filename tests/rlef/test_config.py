@@ -115,6 +115,13 @@ def test_a_run_that_makes_data_alone_needs_no_model():
         ({"problems": {"path": "my.jsonl"}}, "stages.problems.path: not read with source: symbolic"),
         ({"problems": {"domain": "general"}}, "stages.problems.domain: not read"),
         ({"problems": {"source": "jsonl", "path": "a.jsonl"}, "evaluate": {"policies": ["base"]}}, "no held-out problems"),
+        ({"dpo": {"label_smoothing": 0.1}}, "stages.dpo.label_smoothing: of the losses cdpo and robust"),
+        ({"dpo": {"loss": "cdpo"}}, "stages.dpo.label_smoothing: of the losses cdpo and robust, which need it above 0"),
+        (
+            {"grpo": {"prompts_per_iteration": 6, "samples_per_prompt": 2, "minibatches": 5}},
+            "stages.grpo: prompts_per_iteration x samples_per_prompt must be a multiple of minibatches",
+        ),
+        ({"grpo": {"micro_batch_size": 100}}, "and what comes out (128) of micro_batch_size"),
         ({"label": {"policy": ".", "server": "localhost:8000"}}, "stages.label.server: localhost:8000: an address begins with"),
     ],
 )
@@ -122,3 +129,11 @@ def test_what_would_be_ignored_or_found_too_late_is_told(stages, told):
     data = {"model": {"random": {}}, "teacher": {"kind": "openai", "model": "m", "base_url": "http://127.0.0.1:9"}}
     with pytest.raises(UserError, match=re.escape(told)):
         parse_config(data | {"stages": {name: {"kind": name, **one} for name, one in stages.items()}}, "c.yaml")
+
+
+def test_groups_stay_on_one_process():
+    stages = {"grpo": {"kind": "grpo", "prompts_per_iteration": 6, "samples_per_prompt": 4, "minibatches": 2}}
+    data = {"model": {"random": {}}, "stages": stages}
+    assert parse_config(data | {"launch": {"processes": 3}}, "c.yaml").stages["grpo"].step_rows(3) == (4, 4)
+    with pytest.raises(UserError, match="stages.grpo.prompts_per_iteration: must be a multiple of launch.processes"):
+        parse_config(data | {"launch": {"processes": 4}}, "c.yaml")

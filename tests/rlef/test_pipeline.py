@@ -113,6 +113,17 @@ def test_only_names_what_moves_with_a_changed_stage(run, capsys):
     assert len(list((done.root / "superseded").glob("*/*"))) == 3
 
 
+def test_every_stage_with_a_policy_is_evaluated_and_steps_need_a_process_model():
+    names = ("problems", "sft", "label", "irm", "orm", "ppo", "dpo", "grpo", "rft", "evaluate")
+    data = {"model": {"random": {}}, "stages": {name: {"kind": name} for name in names}}
+    inputs = pipeline.resolve_all(parse_config(data, "c.yaml"))
+    assert [name for name in inputs["evaluate"].values() if name not in ("problems", "orm")] == ["sft", "ppo", "dpo", "grpo", "rft"]
+    assert inputs["grpo"] == inputs["dpo"] == {"init": "sft", "prompts": "problems", "irm": "irm", "prm": "orm"}
+    data["stages"]["dpo"]["pairs"] = "steps"
+    with pytest.raises(UserError, match="stages.dpo.pairs: steps needs a score for each step, and orm scores whole answers"):
+        pipeline.resolve_all(parse_config(data, "c.yaml"))
+
+
 def test_an_evaluation_says_how_it_ended():
     row = {"pass@1": 0.5, "gain": {"over": "sft", "mean": 0.15, "ci95": [0.1, 0.2]}}
     assert pipeline._outcomes({"sft": {"pass@1": 0.35}, "ppo": row, "n": 3}) == [

@@ -97,6 +97,18 @@ def test_an_unfinished_run_has_a_page_and_no_run_is_an_error(tmp_path):
     assert "0 of 2 stages" in write_report(tmp_path / "run").read_text()
 
 
+def test_grpo_has_the_curves_and_samples_of_ppo(tmp_path):
+    run = make_run(tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({"stages": config["stages"] | {"group": {"kind": "grpo", "iterations": 3}}}))
+    write_jsonl(run / "group" / "rollouts.jsonl", read_jsonl(run / "ppo" / "rollouts.jsonl", Rollout))
+    rows = [{"stage": "group", "step": step, "time": 0, "reward/total": step / 8, "grpo/kl": step / 9} for step in (1, 2, 3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write_report(run).read_text()
+    for words in ("GRPO: learning from", "Sample answers at the end of GRPO", "group: 3 of 3 iterations", "nats a token"):
+        assert words in page, words
+
+
 def test_rewrites_are_marked_and_told_in_plain_words(tmp_path):
     run = make_run(tmp_path / "run")
     seed = Problem(id="s", question="Ann has 2 eggs. How many?", depth=1)
