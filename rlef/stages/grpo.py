@@ -127,7 +127,7 @@ def group_trainer(ctx: StageContext, settings: GrpoStage, practice: Practice, po
                     output["completion_mask"][row] = 0
             return output | {"advantages": advantages}
 
-    def learned_reward(**batch: Any) -> list[float]:
+    def learned_reward(**batch: Any) -> list[float | None]:
         return [sample.score.total for sample in practice.samples]
 
     world, (step, micro) = dist.world(), settings.step_rows(dist.world())
