@@ -455,6 +455,35 @@ class RewardSettings(Stage):
     rollout_batch_size: int = Field(default=512, ge=1, description="rows decoded together")
 
 
+class RolloutSection(Section):
+    """Where PPO samples. Without `server` and `vllm`: in this process, from the trained model itself. Not part of the fingerprint."""
+
+    server: str | None = Field(
+        default=None,
+        description="address of a vLLM server started with VLLM_SERVER_DEV_MODE=1, e.g. http://localhost:8000/v1; before each iteration it "
+        "is given the trained weights, so it may hold any policy of the same shape at first",
+    )
+    vllm: str | None = Field(default=None, description="the command `vllm`, with which rlef starts such a server itself, on this machine")
+    options: str = Field(default="", description="further options of `vllm serve`, e.g. --gpu-memory-utilization 0.4 --max-model-len 2048")
+    sync: Literal["reload", "nccl"] = Field(
+        default="reload",
+        description="reload: the weights are saved in the stage's folder, which the server reads; nccl: from GPU to GPU, by TRL's client",
+    )
+    timeout_s: float = Field(default=300.0, gt=0, description="seconds that an answer, and each thing a sync asks, may take")
+    tolerance: float | None = Field(
+        default=None,
+        gt=0,
+        description="nats by which the server's log-probabilities of a probe may be off after a sync, mean over its tokens; None: 1e-4 in "
+        "float32, 1e-2 in bfloat16",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> RolloutSection:
+        if self.server is not None and self.vllm is not None:
+            raise ValueError("give `server` or `vllm`, not both")
+        return self
+
+
 class PpoStage(RewardSettings):
     """PPO with a critic. Formulas and sources: rlef.rl."""
 
@@ -474,6 +503,7 @@ class PpoStage(RewardSettings):
     prompts_per_iteration: int = Field(default=64, ge=1, description="over all processes")
     samples_per_prompt: int = Field(default=8, ge=1)
     temperature: float = Field(default=1.0, gt=0)
+    rollout: RolloutSection = RolloutSection()
     reward_mode: Literal["min_terminal", "running_min_delta", "step_sum", "step_clip", "step_delta", "soft_min"] = Field(
         default="running_min_delta",
         description="min_terminal: as the paper; running_min_delta: same total, credit at each step; for comparison step_sum "
@@ -643,6 +673,10 @@ class EvaluateStage(Stage):
     temperature: float = Field(default=1.0, gt=0)
     max_tokens: int = Field(default=128, ge=1)
     batch_size: int = Field(default=512, ge=1)
+    servers: dict[str, str] = Field(
+        default_factory=dict,
+        description="policy -> address of a vLLM server that holds it, e.g. {ppo: http://localhost:8000/v1}; others sample in this process",
+    )
 
 
 class ReportStage(Stage):
@@ -706,6 +740,13 @@ class Config(Section):
             wrong.append("teacher: kind openai needs `base_url` and `model`")
         urls = {"teacher.base_url": self.teacher.base_url}
         urls |= {f"stages.{name}.server": stage.server for name, stage in self.stages.items() if stage.kind == "label"}
+        urls |= {f"stages.{name}.rollout.server": stage.rollout.server for name, stage in self.stages.items() if stage.kind == "ppo"}
+        urls |= {
+            f"stages.{name}.servers.{policy}": url
+            for name, stage in self.stages.items()
+            if stage.kind == "evaluate"
+            for policy, url in stage.servers.items()
+        }
         wrong += [f"{key}: {url}: an address begins with http:// or https://" for key, url in urls.items() if url and "://" not in url]
         if self.teacher.max_cost_usd is not None and (self.teacher.kind != "openai" or self.teacher.prices is None):
             wrong.append("teacher.max_cost_usd: needs kind openai and teacher.prices, or nobody knows what a call costs")

@@ -42,7 +42,7 @@ LAYERS = [
 HOMES = {
     "deepspeed": {"rlef/engines/deepspeed_engine.py"},
     "vllm": set(),
-    "trl": {"rlef/stages/sft.py", "rlef/stages/dpo.py", "rlef/stages/grpo.py"},
+    "trl": {"rlef/stages/sft.py", "rlef/stages/dpo.py", "rlef/stages/grpo.py", "rlef/stages/rollouts.py"},
     "wandb": {"rlef/tracking.py"},
     "datasketch": {"rlef/evolution/decontamination.py"},
     "openai": {"rlef/rollout/remote.py"},

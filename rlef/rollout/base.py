@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -39,6 +40,14 @@ class Completion:
     finished: bool
 
 
+class Weights(Protocol):
+    """The policy that is trained, as its engine has it. All ranks call these, and walk the parameters to the end."""
+
+    def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]: ...
+
+    def save_model(self, folder: Path) -> None: ...
+
+
 class Generator(Protocol):
     """A sampler. `progress` is called with the number of rows finished since its last call."""
 
@@ -46,7 +55,9 @@ class Generator(Protocol):
         self, requests: Sequence[SampleRequest], params: SamplingParams, progress: Callable[[int], None] | None = None
     ) -> list[Completion]: ...
 
-    def sync_weights(self, parameters: Iterable[tuple[str, torch.Tensor]]) -> None: ...
+    def sync_weights(self, policy: Weights) -> dict[str, float]:
+        """From here on answers are the trained policy's as it is now. Returns what the log should hold of it."""
+        ...
 
     def close(self) -> None: ...
 

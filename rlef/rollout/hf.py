@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from rlef.rollout.base import Completion, SampleRequest, SamplingParams, batches, keyed_uniforms
+from rlef.rollout.base import Completion, SampleRequest, SamplingParams, Weights, batches, keyed_uniforms
 
 
 class _RoomyLayer(DynamicLayer):
@@ -182,13 +182,9 @@ class HFGenerator:
             for row in range(count)
         ]
 
-    def sync_weights(self, parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Copy `parameters` into the sampler's model; a no-op for tensors that it shares with the trainer."""
-        own = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, value in parameters:
-                if own[name].data_ptr() != value.data_ptr():
-                    own[name].copy_(value)
+    def sync_weights(self, policy: Weights) -> dict[str, float]:
+        """Nothing to do: it samples from the very model that is trained."""
+        return {}
 
     def close(self) -> None:
         """Nothing to release: the model belongs to the caller."""

@@ -23,7 +23,7 @@ from rlef.rl.functions import GradeFunction
 from rlef.rl.reward import ProcessScorer, judge
 from rlef.rl.scorers import process_scorer
 from rlef.rollout.base import SampleRequest, SamplingParams
-from rlef.rollout.hf import HFGenerator
+from rlef.rollout.served import sampler
 from rlef.run_dir import write_json
 from rlef.sources import read_problems, with_answers
 from rlef.stages.context import StageContext
@@ -149,8 +149,9 @@ def _answer(
         device=pick_device(ctx.config.launch.device),
     )
     stops = stop_ids(tokenizer, model)
-    generator = HFGenerator(model, int(tokenizer.pad_token_id), settings.batch_size)
     prompts = [tuple(prompt_ids(tokenizer, problem.question, section)) for problem in problems]
+    server, pad = settings.servers.get(policy), int(tokenizer.pad_token_id)
+    generator = sampler(model, pad, settings.batch_size, server=server, folder=folder, prompt=prompts[0])
     with ctx.tracker.progress(f"{ctx.name}: {policy}", len(problems) + settings.k * min(settings.vote_count, len(problems))) as advance:
         greedy = generator.generate([SampleRequest(ids) for ids in prompts], SamplingParams(settings.max_tokens, 0.0, stops), advance)
         voters = problems[: settings.vote_count]

@@ -28,9 +28,9 @@ from rlef.rl.reward import length_penalty, place_rewards
 from rlef.rl.sampling import Prompt, Sample, load_reward, read_prompts, sample_answers, score_answers, take_prompts
 from rlef.rl.update import fill, update
 from rlef.rollout.base import SamplingParams
-from rlef.rollout.hf import HFGenerator
 from rlef.stages.context import StageContext
 from rlef.stages.fresh import FreshRounds
+from rlef.stages.rollouts import make_generator
 
 STAGE_VERSION = 1
 CHECKPOINT_EVERY = 10  # iterations
@@ -83,7 +83,7 @@ def run(ctx: StageContext) -> dict:
     if settings.gradient_checkpointing:
         for model in (policy_model, critic_model.model):
             model.activation_checkpointing_enable({"use_reentrant": False})
-    generator = HFGenerator(policy_model, pad, settings.rollout_batch_size)
+    generator = make_generator(ctx, policy_model, tokenizer, start)
     sampling = SamplingParams(settings.max_tokens, settings.temperature, stops)
 
     average = Average(policy.module, settings.average) if settings.average is not None else None
@@ -104,7 +104,9 @@ def run(ctx: StageContext) -> dict:
                 with timed(times, "evolve"):
                     chosen = fresh.take(iteration)
 
-            # 1. Sample answers to this rank's share of them.
+            # 1. Sample answers to this rank's share of them, from the weights as they are now.
+            with timed(times, "sync"):
+                synced = generator.sync_weights(policy)
             with timed(times, "rollout"):
                 mine = list(range(dist.rank(), len(chosen), dist.world()))
                 answers = sample_answers(
@@ -141,10 +143,9 @@ def run(ctx: StageContext) -> dict:
             # 4. Update the critic always, the policy once the critic has warmed up.
             with timed(times, "update"):
                 updates = update(policy, critic, batch, settings, iteration, ctx.seed, pad, device, average)
-            generator.sync_weights((name.removeprefix("model."), value) for name, value in policy.full_parameters())
 
             # 5. Log, show, save.
-            metrics = rollout_metrics(batch, samples, entropy) | updates | times | {"ppo/kl_coef": kl_coef}
+            metrics = rollout_metrics(batch, samples, entropy) | updates | synced | times | {"ppo/kl_coef": kl_coef}
             if settings.kl_target is not None:
                 answers_seen = settings.prompts_per_iteration * settings.samples_per_prompt
                 kl_coef = adapted_kl_coef(
@@ -174,12 +175,14 @@ def run(ctx: StageContext) -> dict:
     if dist.is_main():
         write_jsonl(ctx.folder / "rollouts.jsonl", [_as_rollout(sample, settings.iterations) for sample in last[:KEPT_ROLLOUTS]])
         ctx.tracker.table("rollouts", *_table(last[:KEPT_ROLLOUTS]))
+    generator.close()
     if average is not None:
         average.put_into(policy.module)
     policy.save_model(ctx.folder / "model")
     if dist.is_main():
         tokenizer.save_pretrained(ctx.folder / "model")
-        shutil.rmtree(ctx.folder / "checkpoint", ignore_errors=True)
+        for scratch in ("checkpoint", "served"):
+            shutil.rmtree(ctx.folder / scratch, ignore_errors=True)
     dist.barrier()
     return {
         "iterations": settings.iterations,

@@ -20,8 +20,7 @@ from rlef.models import Tokenizer, decode, load_policy, load_tokenizer, model_fo
 from rlef.prompts import split_answer
 from rlef.records import Problem, Record
 from rlef.rollout.base import Generator, SampleRequest, SamplingParams, batches
-from rlef.rollout.hf import HFGenerator
-from rlef.rollout.served import ServedGenerator
+from rlef.rollout.served import sampler
 from rlef.stages.context import StageContext
 from rlef.stages.shards import Shards
 from rlef.symbolic import SymbolicTeacher
@@ -83,10 +82,8 @@ def judge(
     tokenizer = load_tokenizer(folder)
     policy = load_policy(folder, dtype=ctx.config.model.dtype, device=pick_device(ctx.config.launch.device))
     stops = stop_ids(tokenizer, policy)
-    generator: Generator = HFGenerator(policy, int(tokenizer.pad_token_id), settings.batch_size)
-    if settings.server is not None:
-        generator = ServedGenerator(settings.server, str(folder), concurrency=settings.batch_size)
-        generator.check(policy, prompt_ids(tokenizer, chosen[0].question, ctx.config.model))
+    probe = prompt_ids(tokenizer, chosen[0].question, ctx.config.model)
+    generator = sampler(policy, int(tokenizer.pad_token_id), settings.batch_size, server=settings.server, folder=folder, prompt=probe)
     params = SamplingParams(settings.max_tokens, settings.temperature, stops)
     solutions, empty = _solutions(ctx, chosen, _sample(ctx, shards, generator, params, tokenizer, chosen))
     counts: dict = {"method": method, "without_steps": empty}

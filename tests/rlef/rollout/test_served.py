@@ -1,66 +1,18 @@
-"""The sampler behind a server, against a small one that speaks vLLM's completions and samples from a real model."""
+"""The sampler behind a server, against a small one that samples from a real model."""
 
 from __future__ import annotations
 
-import json
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from rlef.errors import UserError
+from rlef.models import load_policy, save_policy, stop_ids
 from rlef.rollout import served
 from rlef.rollout.base import SampleRequest, SamplingParams
 from rlef.rollout.hf import HFGenerator
 from rlef.rollout.served import TOLERANCE, ServedGenerator, seed_of
-
-
-class Completions:
-    """Answers from `model`. `faults`: status codes of the first answers. `raw`: log-probabilities before the temperature."""
-
-    def __init__(self, model, pad, faults=(), raw=False, change=lambda choice: None):
-        self.faults, self.seen, self.running, self.most = list(faults), [], 0, 0
-        lock, outer = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.reply(200, {"data": [{"id": "the policy"}]})
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    outer.running += 1
-                    outer.most = max(outer.most, outer.running)
-                    outer.seen.append(body)
-                    fault = outer.faults.pop(0) if outer.faults else None
-                time.sleep(0.01)
-                with lock:
-                    params = SamplingParams(body["max_tokens"], body["temperature"], tuple(body["stop_token_ids"]))
-                    request = SampleRequest(tuple(body["prompt"]), (body["seed"],))
-                    (one,) = HFGenerator(model, pad).generate([request], params)
-                    logprobs = list(one.logprobs)
-                    if raw:
-                        logprobs = served.token_logprobs(model, body["prompt"], one.tokens, 1.0)
-                    outer.running -= 1
-                choice = {"token_ids": list(one.tokens), "logprobs": {"token_logprobs": logprobs}, "finish_reason": "stop"}
-                change(choice)
-                self.reply(fault or 200, {"choices": [choice]} if fault is None else {"error": {"message": "no"}})
-
-            def reply(self, status, content):
-                data = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *arguments):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+from tests.rlef.rollout.completions import Completions
 
 
 @pytest.fixture
@@ -145,7 +97,7 @@ def test_passing_faults_are_tried_again_and_lasting_ones_named(tiny, serve):
     server = serve(faults=[503, 429])
     assert len(ServedGenerator(server.url, "here").generate(wanted, params)) == 1 and len(server.seen) == 3
     server = serve(faults=[500] * 9)
-    with pytest.raises(UserError, match="no answer after 3 tries: 500"):
+    with pytest.raises(UserError, match="no answer at .* after 3 tries: 500"):
         ServedGenerator(server.url, "here", retries=2).generate(wanted, params)
     server = serve(faults=[400] * 9)
     with pytest.raises(UserError, match="rejects what it is asked"):
@@ -165,6 +117,22 @@ def test_a_server_without_token_ids_is_refused(tiny, serve):
             ServedGenerator(serve(change=change).url, "here").generate(requests(tiny[1], 1), SamplingParams(3, 1.0))
 
 
-def test_weights_cannot_be_pushed(tiny, serve):
-    with pytest.raises(UserError, match="no weights can be pushed"):
-        ServedGenerator(serve().url, "here").sync_weights(tiny[0].named_parameters())
+def test_the_policy_of_a_label_server_is_a_fixed_one(tiny, serve):
+    with pytest.raises(UserError, match="fixed one"):
+        ServedGenerator(serve().url, "here").sync_weights(None)
+
+
+def test_r12_a_checkpoints_sampling_habits_do_not_reach_the_server(tiny, serve, tmp_path):
+    """It has them set one by one with every request; what ends an answer are the policy's own stop ids."""
+    model, tokenizer = tiny
+    save_policy(model, tokenizer, tmp_path)
+    GenerationConfig(repetition_penalty=5.0, top_k=1, top_p=0.5, eos_token_id=[tokenizer.eos_token_id, 7], do_sample=True).save_pretrained(
+        tmp_path
+    )
+    stops = stop_ids(tokenizer, load_policy(tmp_path))
+    assert stops == tuple(sorted({tokenizer.eos_token_id, 7}))
+    server = serve(load_policy(tmp_path))
+    ServedGenerator(server.url, str(tmp_path)).generate(requests(tokenizer, 1), SamplingParams(3, 0.7, stops))
+    (body,) = server.seen
+    told = {"temperature": 0.7, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": True}
+    assert body | told | {"stop_token_ids": list(stops), "max_tokens": 3} == body

@@ -88,7 +88,7 @@ def labelled(tiny_folder, tmp_path_factory, monkeypatch):
 
     def run(teacher=None, right=lambda key: key[-1] % 3 != 0, problems=None, **settings):
         policy = Policy(tiny_folder, right)
-        monkeypatch.setattr(step_labels, "HFGenerator", lambda *_: policy)
+        monkeypatch.setattr("rlef.rollout.hf.HFGenerator", lambda *_: policy)
         stage = {"kind": "label", "count": 20, "samples": 6, "completions": 4, **settings}
         config = Config.model_validate({"model": {"random": {}}, "stages": {"label": stage}})
         ctx = StageContext(
@@ -349,7 +349,7 @@ def test_a_server_samples_solutions_and_completions_after_its_probe(labelled, ti
             self.checked = self.tokenizer.decode(prompt)
             assert not self.solved and model.config.model_type == "llama"
 
-    monkeypatch.setattr(step_labels, "ServedGenerator", Served)
+    monkeypatch.setattr("rlef.rollout.served.ServedGenerator", Served)
     own, counts, solved = labelled(method="monte_carlo")
     served, others, here = labelled(method="monte_carlo", server="http://here/v1", batch_size=7)
     assert (served, others) == (own, counts) and here == {} and len(solved) == 120

@@ -1,0 +1,74 @@
+"""Where PPO's answers are sampled: in this process, or by a vLLM server that the trained weights are sent to."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from rlef.config import PpoStage
+from rlef.engines import dist
+from rlef.errors import UserError
+from rlef.models import Tokenizer, pick_device, prompt_ids
+from rlef.rollout.base import Generator
+from rlef.rollout.hf import HFGenerator
+from rlef.rollout.own_server import OwnServer
+from rlef.rollout.served import ServedGenerator
+from rlef.rollout.synced import Nccl, Reload, SyncedGenerator, serve_flags
+from rlef.stages.context import StageContext
+
+PROBE = "How many are 3 and 4?"
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}  # nats a token of the probe, on average
+
+
+def make_generator(ctx: StageContext, model: PreTrainedModel, tokenizer: Tokenizer, start: Path) -> Generator:
+    """The sampler of `model`, which is trained from `start`. All ranks call it."""
+    settings: PpoStage = ctx.settings
+    rollout, main, dtype = settings.rollout, dist.is_main(), ctx.config.model.dtype
+    if rollout.server is None and rollout.vllm is None:
+        return HFGenerator(model, int(tokenizer.pad_token_id), settings.rollout_batch_size)
+    device = pick_device(ctx.config.launch.device)
+    flags = [*serve_flags(sync=rollout.sync, on_cpu=device.type == "cpu", dtype=dtype), *shlex.split(rollout.options)]
+    command = [rollout.vllm or "vllm", "serve", str(start), *flags]
+    folder = ctx.folder / "served"
+
+    # 1. The server, which holds some policy of this shape.
+    own = OwnServer(command, folder.parent / "server.log") if rollout.vllm is not None and main else None
+    url = dist.broadcast_object(own.url if own is not None else rollout.server)
+    assert url is not None
+    server = ServedGenerator(
+        url,
+        str(start),
+        concurrency=settings.rollout_batch_size,
+        timeout_s=rollout.timeout_s,
+        start=f"VLLM_SERVER_DEV_MODE=1 {shlex.join(command)}",
+    )
+
+    # 2. The way that weights take to it.
+    if rollout.sync == "reload":
+        send = Reload(server, model, folder, timeout_s=rollout.timeout_s, main=main)
+    else:
+        send = Nccl(server, _client(url, rollout.timeout_s) if main else None, device, timeout_s=rollout.timeout_s, main=main)
+    return SyncedGenerator(
+        server,
+        send,
+        model,
+        prompt_ids(tokenizer, PROBE, ctx.config.model),
+        of=str(ctx.folder.resolve()),
+        tolerance=rollout.tolerance or TOLERANCE[dtype],
+        timeout_s=rollout.timeout_s,
+        main=main,
+        barrier=dist.barrier,
+        own=own,
+    )
+
+
+def _client(url: str, timeout_s: float):
+    """TRL's, which imports the vllm that is installed here."""
+    try:
+        from trl.generation.vllm_client import VLLMClient
+
+        return VLLMClient(base_url=url.removesuffix("/v1"), connection_timeout=timeout_s)
+    except ImportError as error:
+        raise UserError(f"rollout.sync: nccl: {error}", fix="pip install a vllm that trl knows, or use sync: reload") from error

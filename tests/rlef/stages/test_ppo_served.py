@@ -1,0 +1,92 @@
+"""PPO whose answers are sampled by a server, one that it was given and one that it starts itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from rlef.config import Config, PpoStage, RolloutSection
+from rlef.errors import UserError
+from rlef.models import load_policy, load_tokenizer
+from rlef.rollout import own_server
+from rlef.rollout.own_server import OwnServer
+from rlef.stages import ppo
+from rlef.stages.context import StageContext
+from rlef.tracking import Tracker
+from tests.rlef.rollout.completions import Completions
+
+
+def context(folder, inputs, **rollout):
+    settings = {"iterations": 3, "prompts_per_iteration": 4, "samples_per_prompt": 2, "max_tokens": 12, "critic_warmup": 0}
+    stage = PpoStage(**settings, minibatches=2, policy_lr=1e-2, rollout=RolloutSection(**rollout))
+    config = Config.model_validate({"model": {"random": {}}, "stages": {"ppo": stage.model_dump()}})
+    return StageContext("ppo", config, stage, inputs, folder, Tracker("ppo", folder / "metrics.jsonl", quiet=True))
+
+
+@pytest.fixture
+def server(tiny_folder):
+    one = Completions(load_policy(tiny_folder), load_tokenizer(tiny_folder).pad_token_id)
+    yield one
+    one.http.shutdown()
+    one.http.server_close()
+
+
+def test_each_iteration_samples_from_the_weights_that_it_trains(inputs, tmp_path, server):
+    folder = tmp_path / "ppo"
+    folder.mkdir()
+    ppo.run(context(folder, inputs, server=server.url))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["rollout/version"] for row in rows] == [1, 2, 3] and server.version == f"3 of {folder}"
+    assert all(row["rollout/sync_difference"] < 1e-5 and row["rollout/logprob_gap"] < 1e-4 for row in rows)
+    assert {"time/sync", "time/rollout"} <= rows[0].keys()
+    assert not (folder / "served").exists() and (folder / "model" / "config.json").is_file()
+
+
+def test_in_process_rollouts_log_nothing_of_a_sync(inputs, tmp_path):
+    folder = tmp_path / "ppo"
+    folder.mkdir()
+    ppo.run(context(folder, inputs))
+    assert not any("sync_difference" in line or "rollout/version" in line for line in (folder / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_server_or_one_of_its_own():
+    with pytest.raises(ValueError, match="not both"):
+        RolloutSection(server="http://localhost:8000/v1", vllm="vllm")
+
+
+SERVES = """
+import os, signal, subprocess, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+assert os.environ["VLLM_SERVER_DEV_MODE"] == "1"
+child = subprocess.Popen(["sleep", "60"])
+open(sys.argv[1], "w").write(str(child.pid))
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+HTTPServer((sys.argv[-3], int(sys.argv[-1])), Handler).serve_forever()
+"""
+
+
+def test_a_server_of_its_own_ends_with_all_its_children(tmp_path):
+    one = OwnServer([sys.executable, "-c", SERVES, str(tmp_path / "pid")], tmp_path / "server.log")
+    child = int((tmp_path / "pid").read_text())
+    assert one.url.startswith("http://127.0.0.1:")
+    one.close()
+    assert one._process.poll() is not None
+    try:
+        state = open(f"/proc/{child}/stat").read().split(")")[1].split()[0]
+    except FileNotFoundError:
+        state = "Z"
+    assert state == "Z"  # dead, if perhaps not yet waited for
+
+
+def test_one_that_does_not_come_up_shows_the_end_of_its_log(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"did not come up:\nout of memory\n  fix: read .*server.log; it was started with: "):
+        OwnServer([sys.executable, "-c", "raise SystemExit('out of memory')"], tmp_path / "server.log")
+    with pytest.raises(UserError, match=r"rollout.vllm: no-such-vllm cannot be started"):
+        OwnServer(["no-such-vllm", "serve"], tmp_path / "server.log")
+    monkeypatch.setattr(own_server, "STARTS_S", 0.1)
+    with pytest.raises(UserError, match="did not come up"):
+        OwnServer([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "server.log")
