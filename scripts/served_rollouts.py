@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 from vllm_environment import install, variables
 
-from reward_models.metrics import paired_difference
+from reward_models.statistics import paired_difference
 from rlef.load_config import load_config
 from rlef.records import read_jsonl
 from rlef.stages.evaluate import Outcome
@@ -66,9 +66,8 @@ def config(run: Path, arm: str, vllm: Path, iterations: int | None, out: Path) -
         ppo["iterations"] = iterations
     if arm == "served":
         ppo["rollout"] = {"vllm": str(vllm), "options": f"--max-model-len {made['model']['random']['max_positions']}"}
-    held_out = str((run / "problems" / "held_out.jsonl").resolve())
-    evaluate = {"path": held_out, "count": 1000, "vote_count": 0, "max_tokens": ppo["max_tokens"]}
-    stages = {"ppo": {"kind": "ppo"} | ppo, "evaluate": {"kind": "evaluate"} | evaluate}
+    evaluate = {"count": 1000, "vote_count": 0, "max_tokens": ppo["max_tokens"]}
+    stages = {"problems": made["stages"]["problems"], "ppo": ppo, "evaluate": evaluate}
     return {"run": {"dir": str(out), "seed": made["run"]["seed"]}, "model": made["model"], "stages": stages}
 
 

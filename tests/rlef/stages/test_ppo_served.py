@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -75,10 +76,8 @@ def test_a_server_of_its_own_ends_with_all_its_children(tmp_path):
     assert one.url.startswith("http://127.0.0.1:")
     one.close()
     assert one._process.poll() is not None
-    try:
-        state = open(f"/proc/{child}/stat").read().split(")")[1].split()[0]
-    except FileNotFoundError:
-        state = "Z"
+    stat = Path(f"/proc/{child}/stat")
+    state = stat.read_text().split(")")[1].split()[0] if stat.exists() else "Z"
     assert state == "Z"  # dead, if perhaps not yet waited for
 
 
