@@ -844,6 +844,9 @@ class Config(Section):
                 wrong.append(f"stages.{name}.verifiable: needs use_answers: true, or no answer is known")
             if stage.kind == "ppo" and stage.verifiable and stage.reward_mode == "step_delta":
                 wrong.append(f"stages.{name}.verifiable: step_delta pays a single score nothing; use another reward_mode or outcome_weight")
+            if stage.kind == "evaluate":
+                unknown = sorted(set(stage.servers) - set(stage.policies or ("base", *self.stages)))
+                wrong += [f"stages.{name}.servers.{policy}: no such policy is evaluated" for policy in unknown]
             if stage.kind == "ppo" and stage.prompts_per_iteration < world:
                 wrong.append(f"stages.{name}.prompts_per_iteration: fewer prompts than processes ({world})")
             if stage.kind == "ppo" and stage.prompts_per_iteration < stage.minibatches:

@@ -62,3 +62,24 @@ def test_28_votes_count_equal_numbers_together_and_skip_what_has_no_answer(tiny_
     (tmp_path / "r.py").write_text("def grade(question, steps, answer, gold):\n    return None if gold or answer != '5' else 0.5\n")
     (one,) = _answer(ctx, ctx.settings, "sft", held_out, GradeFunction(str(tmp_path / "r.py"), "grade"))
     assert (one.prm_vote, one.best, one.unjudged) == (False, False, 3) and summarise([one], 4)["prm_unjudged"] == 3
+
+
+def test_a_policy_is_sampled_from_the_server_that_holds_it(tiny_folder, tmp_path, monkeypatch):
+    made = []
+
+    class Served:
+        def __init__(self, url, folder, *, concurrency):
+            made.append((url, folder, concurrency))
+
+        def check(self, model, prompt):
+            made.append(tuple(prompt))
+
+        def generate(self, requests, params, progress=None):
+            return [Completion((9,), (-0.5,), True) for _ in requests]
+
+    monkeypatch.setattr("rlef.rollout.served.ServedGenerator", Served)
+    stage = {"kind": "evaluate", "k": 2, "batch_size": 7, "servers": {"sft": "http://here/v1"}}
+    config = Config.model_validate({"model": {"random": {}}, "stages": {"sft": {"kind": "sft"}, "evaluate": stage}})
+    ctx = StageContext("evaluate", config, config.stages["evaluate"], {"policy:sft": tiny_folder}, tmp_path, Tracker.null())
+    (one,) = _answer(ctx, ctx.settings, "sft", [Problem(id=problem_id("q"), question="q", answer="18")], None)
+    assert made[0] == ("http://here/v1", str(tiny_folder), 7) and made[1] and one.text == load_tokenizer(tiny_folder).decode([9])

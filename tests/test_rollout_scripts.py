@@ -1,0 +1,40 @@
+"""The scripts that measure rollouts, on a tiny policy and without a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from rlef.load_config import parse_config
+from rlef.models import stop_ids
+from tests.test_scripts import script
+
+
+def test_both_samplers_are_timed_on_the_same_rows(tiny):
+    model, tokenizer = tiny
+    study = script("benchmark_generation")
+    prompts = [tuple(tokenizer.encode(text)) for text in ("2+2", "Ann has 3 pens.")]
+    stops, pad = stop_ids(tokenizer, model), tokenizer.pad_token_id
+    found = study.compare(model, prompts, 3, stops, pad, batch=6, max_tokens=8, repeats=2)
+    assert {name: len(values) for name, values in found.items()} == {"rlef": 2, "transformers": 2, "speedup": 2}
+    assert found["speedup"] == [ours / theirs for ours, theirs in zip(found["rlef"], found["transformers"], strict=True)]
+    options = {"batch": 6, "max_tokens": 8, "seed": 0}
+    whole = study.transformers_tokens(model, prompts, 3, [model.config.vocab_size - 1], pad, **options)
+    everything = study.transformers_tokens(model, prompts, 3, range(model.config.vocab_size), pad, **options)
+    assert everything == 6 < whole <= 48  # every token is a stop; nearly none is
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("arm", ["in_process", "served"])
+def test_the_arms_differ_in_their_sampler_alone(tmp_path, arm):
+    study = script("served_rollouts")
+    made = {"run": {"seed": 3}, "model": {"random": {"max_positions": 300}}, "stages": {"problems": {"kind": "problems", "seeds": 5}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(made))
+    config = study.config(tmp_path, arm, Path("/opt/vllm"), 4, tmp_path / "out")
+    ppo = parse_config(config, "c.yaml").stages["ppo"]
+    assert ppo.iterations == 4 and ppo.init == str(tmp_path / "sft") and config["run"]["seed"] == 3
+    told = (ppo.rollout.vllm, ppo.rollout.options)
+    assert told == ((None, "") if arm == "in_process" else ("/opt/vllm", "--max-model-len 300"))
