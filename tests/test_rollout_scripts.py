@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from rlef.load_config import parse_config
+from rlef.load_config import load_config
 from rlef.models import stop_ids
 from tests.test_scripts import script
 
@@ -34,7 +34,8 @@ def test_the_arms_differ_in_their_sampler_alone(tmp_path, arm):
     made = {"run": {"seed": 3}, "model": {"random": {"max_positions": 300}}, "stages": {"problems": {"kind": "problems", "seeds": 5}}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(made))
     config = study.config(tmp_path, arm, Path("/opt/vllm"), 4, tmp_path / "out")
-    ppo = parse_config(config, "c.yaml").stages["ppo"]
+    (tmp_path / "arm.yaml").write_text(yaml.safe_dump(config))
+    ppo = load_config(tmp_path / "arm.yaml").stages["ppo"]
     assert ppo.iterations == 4 and ppo.init == str(tmp_path / "sft") and config["run"]["seed"] == 3
     told = (ppo.rollout.vllm, ppo.rollout.options)
     assert told == ((None, "") if arm == "in_process" else ("/opt/vllm", "--max-model-len 300"))

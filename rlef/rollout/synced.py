@@ -155,13 +155,14 @@ def write_tied_head(model: PreTrainedModel, folder: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     tied = {name for name, value in model.named_parameters(remove_duplicate=False) if value is head.weight}
     if len(tied) < 2:
         return
     with safe_open(folder / "model.safetensors", "pt") as file:
         (kept,) = tied & set(file.keys())
-        save_file(dict.fromkeys(tied - {kept}, file.get_tensor(kept)), folder / "tied.safetensors")
+        weight: Any = file.get_tensor(kept)
+    save_file({name: weight for name in tied - {kept}}, folder / "tied.safetensors")
 
 
 def serve_flags(*, sync: str, on_cpu: bool, dtype: str) -> list[str]:

@@ -19,7 +19,9 @@ from rlef.rollout.synced import Nccl, Reload, SyncedGenerator, serve_flags
 from rlef.stages.context import StageContext
 
 PROBE = "How many are 3 and 4?"
-TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}  # nats a token of the probe, on average
+# Nats a token of the probe, on average. Two ways through the same bfloat16 weights are 0.03 to 0.06 apart in SmolLM2-135M, 0.005 in the
+# quickstart's policy.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 
 
 def make_generator(ctx: StageContext, model: PreTrainedModel, tokenizer: Tokenizer, start: Path) -> Generator:
