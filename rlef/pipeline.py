@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -295,6 +296,10 @@ def check_data(config: Config) -> None:
                 check_function(key, file, function)
             except UserError as error:
                 wrong.append(UserError(f"stages.{name}.{key}: {error.problem}", error.fix))
+        if stage.kind == "ppo" and stage.rollout.vllm is not None and shutil.which(stage.rollout.vllm) is None:
+            wrong.append(
+                UserError(f"stages.{name}.rollout.vllm: {stage.rollout.vllm} is no command here", "give the path of an installed vllm")
+            )
         files: dict[str, tuple[str, int, bool]] = {}
         if stage.kind == "problems":
             if stage.source == "jsonl" and stage.path is not None:

@@ -11,6 +11,7 @@ import pytest
 from rlef.config import Config, PpoStage, RolloutSection
 from rlef.errors import UserError
 from rlef.models import load_policy, load_tokenizer
+from rlef.pipeline import check_data
 from rlef.rollout import own_server
 from rlef.rollout.own_server import OwnServer
 from rlef.stages import ppo
@@ -89,3 +90,10 @@ def test_one_that_does_not_come_up_shows_the_end_of_its_log(tmp_path, monkeypatc
     monkeypatch.setattr(own_server, "STARTS_S", 0.1)
     with pytest.raises(UserError, match="did not come up"):
         OwnServer([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "server.log")
+
+
+def test_a_vllm_that_is_not_installed_is_told_before_the_run():
+    stage = {"kind": "ppo", "rollout": {"vllm": "no-such-vllm"}}
+    config = Config.model_validate({"model": {"random": {}}, "stages": {"ppo": stage}})
+    with pytest.raises(UserError, match=r"stages.ppo.rollout.vllm: no-such-vllm is no command here"):
+        check_data(config)
