@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,10 @@ def test_a_server_of_its_own_ends_with_all_its_children(tmp_path):
     assert one.url.startswith("http://127.0.0.1:")
     one.close()
     assert one._process.poll() is not None
-    stat = Path(f"/proc/{child}/stat")
-    state = stat.read_text().split(")")[1].split()[0] if stat.exists() else "Z"
-    assert state == "Z"  # dead, if perhaps not yet waited for
+    stat, until = Path(f"/proc/{child}/stat"), time.monotonic() + 5
+    while stat.exists() and stat.read_text().split(")")[1].split()[0] != "Z":  # dead, if perhaps not yet waited for
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def test_one_that_does_not_come_up_shows_the_end_of_its_log(tmp_path, monkeypatch):
