@@ -131,7 +131,7 @@ class ServedGenerator:
         raise self.mistaken(f"gave no answer at {path} after {retries + 1} tries: {problem}")
 
     def mistaken(self, problem: str) -> UserError:
-        return UserError(f"the policy's server at {self.url} {problem}", fix=f"start it with: {self.start}")
+        return UserError(f"the policy's server at {self.url} {problem}", fix=f"look at its log; start it with: {self.start}")
 
 
 def sampler(
