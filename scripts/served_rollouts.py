@@ -3,9 +3,10 @@
     python scripts/served_rollouts.py RUN [RUN ...] [--iterations 20] [--folder .endpoint] [--out runs/served_rollouts]
 
 RUN: run directories of the quickstart, finished up to the stage prm (one a seed). Makes, once, an environment for vLLM on a CPU in the
-folder; rlef itself starts the server there and hands it the weights before each iteration. Prints, by seed and arm, held-out accuracy with its interval, and
-how far the log-probabilities of the probes after the syncs and of all samples were off; then the paired difference of accuracy over all
-seeds. Resumable. The last line is a JSON object.
+folder; rlef itself starts the server there and hands it the weights before each iteration. Prints, by run and arm, held-out accuracy with
+its interval, and how far the log-probabilities of the probes after the syncs and of all samples were off; then the paired difference of
+accuracy over all runs. Its interval knows the problems alone: the arms draw other samples, and two runs that differ in that end apart, too,
+so give several runs. Resumable. The last line is a JSON object.
 """
 
 from __future__ import annotations
