@@ -230,7 +230,7 @@ def as_table(result: Mapping[str, Any]) -> str:
     """Markdown: policies, claims, differences, votes."""
     depths = sorted({depth for one in result["policies"].values() for depth in one["by_depth"]}, key=int)
     lines = _table(
-        ["policy", "", "pass@1", "by seed", f"depth {' / '.join(depths)}", "seconds"],
+        ["policy", "trained by", "pass@1", "by seed", f"depth {' / '.join(depths)}", "seconds"],
         [
             [f"`{name}`", POLICIES.get(name, ""), f"{one['mean']:.1%}", " ".join(f"{100 * share:.1f}" for share in one["by_seed"]),
              " / ".join(f"{100 * one['by_depth'].get(depth, math.nan):.0f}" for depth in depths), _mean_seconds(one["seconds"])]
