@@ -76,12 +76,14 @@ def test_parts_of_the_evidence_wait_for_what_they_need_and_a_failure_stops_no_ot
     needs = {"common": (), "irm": ("common",), "prm": ("common",), "ppo": ("common", "irm", "prm"), "more": ("common",), "unasked": ()}
     parts = {name: evidence.Part({name: {}}, needed) for name, needed in needs.items()}
     made, now, most, threads = [], [], [], {}
+    together = threading.Barrier(2)
 
     def make(study, seed, name, shared):
         now.append(name)
         most.append(len(now))
         assert {(seed, need) for need in needs[name]} <= set(made)
-        time.sleep(0.02)
+        if name == "common":
+            together.wait(60)  # both seeds at once, or BrokenBarrierError
         now.remove(name)
         if (seed, name) == (1, "prm"):
             raise RuntimeError("seed 1 broke")
@@ -99,7 +101,7 @@ def test_parts_of_the_evidence_wait_for_what_they_need_and_a_failure_stops_no_ot
             if (seed, name) not in ((1, "prm"), (1, "ppo"))
         ]
     )
-    assert max(most) == 3 and threads[0, "common"] == 3 and min(threads.values()) == 2
+    assert max(most) <= 3 and threads[0, "common"] == threads[1, "common"] == 3 and min(threads.values()) >= 2
     assert "seed_1.prm failed" in capsys.readouterr().out
 
 
