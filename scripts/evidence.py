@@ -49,7 +49,7 @@ class Part:
 def make_parts(config: Config, *, count: int = COUNT, vote_count: int = VOTE_COUNT) -> dict[str, Part]:
     """Everything that is made of a seed, by name; a variant's policy stage is named as the variant.
 
-    RFT, DPO, Step-DPO and GRPO get as many answers as PPO, and SFT goes on for as many as PPO trains on. `sft_seeds` has as many steps as
+    RFT, DPO and GRPO get as many answers as PPO, Step-DPO at most as many, and SFT goes on for as many as PPO trains on. `sft_seeds` has as many steps as
     SFT at most, keeps its best weights as SFT does, and sees no evolved problem.
     """
     sft, ppo, dpo = (config.stages[name] for name in ("sft", "ppo", "dpo"))
@@ -68,6 +68,8 @@ def make_parts(config: Config, *, count: int = COUNT, vote_count: int = VOTE_COU
     pairs |= {"count": prompts, "samples_per_prompt": ppo.samples_per_prompt}
     best = {key: pairs[key] for key in pairs if key in STAGE_TYPES["rft"].model_fields} | {"kind": "rft", "epochs": 2}
     longer = {"init": "sft", "max_steps": max(1, answers // sft.batch_size), "patience": None, "learning_rate": sft.learning_rate / 5}
+    alike = {key: value for key, value in on_policy.items() if key in STAGE_TYPES["grpo"].model_fields}
+    half = max(2, ppo.samples_per_prompt // 2)  # of a prompt's answers; the others go on from the right steps of one
     both = ("common", "irm", "prm")
     policies: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         "ppo": (on_policy, both),
@@ -79,12 +81,9 @@ def make_parts(config: Config, *, count: int = COUNT, vote_count: int = VOTE_COU
         "sft_seeds": (more | {"data": "seeds", "patience": sft.max_steps}, ("common",)),
         "rft": (best, both),
         "dpo": (pairs, both),
+        "step_dpo": (pairs | {"pairs": "steps", "samples_per_prompt": half, "step_samples": half}, both),
+        "grpo": (alike | {"kind": "grpo", "learning_rate": ppo.policy_lr}, both),
     }
-    if "pairs" in DpoStage.model_fields:
-        policies["step_dpo"] = pairs | {"pairs": "steps"}, both
-    if "grpo" in STAGE_TYPES:
-        alike = {key: value for key, value in on_policy.items() if key in STAGE_TYPES["grpo"].model_fields}
-        policies["grpo"] = alike | {"kind": "grpo", "learning_rate": ppo.policy_lr}, both
 
     # 2. All of them greedily on the same problems; SFT's samples under either reward model.
     evaluate = _given(config, "evaluate") | {"kind": "evaluate", "count": count}

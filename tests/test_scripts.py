@@ -18,7 +18,6 @@ import pytest
 
 from reward_models.process import ProcessRewardModel, StepScores
 from rlef import pipeline
-from rlef.config import STAGE_TYPES
 from rlef.evolution.arithmetic import check_equations
 from rlef.load_config import load_config, parse_config
 from rlef.records import Lineage, Problem
@@ -52,7 +51,8 @@ def test_the_variants_of_the_evidence_differ_in_what_they_are_named_for(capsys):
         assert own[name] == own["ppo"] | change, name
     assert own["sft_more"]["max_steps"] == 4 * 64 * 8 // 16 and own["sft_more"]["init"] == "sft"
     assert all((own[name]["count"], own[name]["samples_per_prompt"]) == (4 * 64, 8) for name in ("rft", "dpo"))
-    assert ("grpo" in every) == ("grpo" in STAGE_TYPES)
+    assert own["step_dpo"] == own["dpo"] | {"pairs": "steps", "samples_per_prompt": 4, "step_samples": 4}
+    assert (own["grpo"]["iterations"], own["grpo"]["samples_per_prompt"], own["grpo"]["learning_rate"]) == (4, 8, own["ppo"]["policy_lr"])
     study = evidence.Study(config, every, Path("nowhere"))
     for name, part in every.items():  # each is a config, and its policy reads what it should
         inputs = pipeline.resolve_all(parse_config(study.stages(name), name))
