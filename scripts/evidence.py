@@ -49,8 +49,8 @@ class Part:
 def make_parts(config: Config, *, count: int = COUNT, vote_count: int = VOTE_COUNT) -> dict[str, Part]:
     """Everything that is made of a seed, by name; a variant's policy stage is named as the variant.
 
-    RFT, DPO and GRPO get as many answers as PPO, Step-DPO at most as many, and SFT goes on for as many as PPO trains on. `sft_seeds` has as many steps as
-    SFT at most, keeps its best weights as SFT does, and sees no evolved problem.
+    RFT, DPO and GRPO get as many answers as PPO, Step-DPO at most as many, and SFT goes on for as many as PPO trains on. `sft_seeds` makes
+    SFT's most steps, keeps its best weights as SFT does, and sees no evolved problem.
     """
     sft, ppo, dpo = (config.stages[name] for name in ("sft", "ppo", "dpo"))
     assert isinstance(sft, SftStage) and isinstance(ppo, PpoStage) and isinstance(dpo, DpoStage)
