@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from rlef import rounds
 from rlef.config import STAGE_TYPES, Config, EvolveStage, MethodStage, resolve_path
 from rlef.errors import UserError, raise_all
+from rlef.shapes import zero_stage
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -201,6 +202,10 @@ def _check_files(config: Config, path: Path) -> None:
                 wrong.append(f"launch.deepspeed: {config.launch.deepspeed}: not a JSON object")
         except json.JSONDecodeError as error:
             wrong.append(f"launch.deepspeed: {config.launch.deepspeed}, line {error.lineno}: not valid JSON ({error.msg})")
+        else:
+            if zero_stage(config) == 3:
+                adapted = [name for name, stage in config.stages.items() if stage.kind == "ppo" and stage.lora is not None]
+                wrong += [f"stages.{name}.lora: ZeRO-3 divides weights that all nets share; use ZeRO-2 or lower" for name in adapted]
     for name, stage in config.stages.items():
         if stage.kind == "problems":
             file(f"stages.{name}.path", stage.path if stage.source == "jsonl" else None)

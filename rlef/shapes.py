@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rlef.config import Config, ModelSection, RandomInit, resolve_path
+from rlef.config import AnyStage, Config, ModelSection, PpoStage, RandomInit, resolve_path
 from rlef.errors import UserError
 
 GIB = 2**30
 # Models of a stage: how many are trained, how many are only read.
 MODELS = {
     "sft": (1, 0), "rft": (1, 2), "irm": (1, 0), "prm": (1, 0), "orm": (1, 0), "label": (0, 1), "dpo": (1, 3), "grpo": (1, 3),
-    "ppo": (2, 3), "evaluate": (0, 2),
+    "ppo": (2, 3), "ppo of adapters": (0, 3), "ppo of one trunk": (1, 3), "evaluate": (0, 2),
 }  # fmt: skip
-SHARDED = ("sft", "rft", "irm", "prm", "orm", "dpo", "grpo", "ppo")
+SHARDED = ("sft", "rft", "irm", "prm", "orm", "dpo", "grpo", "ppo", "ppo of one trunk")
 
 
 def decoder_parameters(shape: Mapping[str, Any]) -> int:
@@ -29,6 +29,15 @@ def decoder_parameters(shape: Mapping[str, Any]) -> int:
     key_value = (shape.get("num_key_value_heads") or heads) * head
     layer = hidden * (2 * heads * head + 2 * key_value) + 3 * hidden * shape["intermediate_size"] + 2 * hidden
     return vocabulary * hidden * (1 if shape.get("tie_word_embeddings") else 2) + layers * layer + hidden
+
+
+def adapter_parameters(shape: Mapping[str, Any], rank: int) -> int:
+    """Parameters of a low-rank adapter on all linear layers of such a decoder but the LM head."""
+    hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
+    head = shape.get("head_dim") or hidden // heads
+    key_value = (shape.get("num_key_value_heads") or heads) * head
+    sides = 2 * (hidden + heads * head) + 2 * (hidden + key_value) + 3 * (hidden + shape["intermediate_size"])
+    return shape["num_hidden_layers"] * rank * sides
 
 
 def random_shape(spec: RandomInit) -> dict[str, Any]:
@@ -144,6 +153,15 @@ def stage_bytes(parameters: int, kind: str, *, weight_bytes: int = 4, zero: int 
     return parameters * (trained * states + frozen * weight_bytes)
 
 
+def _stage_size(stage: AnyStage, shape: Mapping[str, Any], **how: Any) -> float:
+    """Of a stage as it is set: PPO's nets may share their weights."""
+    parameters = decoder_parameters(shape)
+    if isinstance(stage, PpoStage) and stage.lora is not None:
+        return stage_bytes(parameters, "ppo of adapters", **how) + 2 * 16 * adapter_parameters(shape, stage.lora.rank)
+    shared = isinstance(stage, PpoStage) and stage.shared_trunk
+    return stage_bytes(parameters, "ppo of one trunk" if shared else stage.kind, **how)
+
+
 def describe(config: Config) -> list[str]:
     """Lines for `rlef check`; none for a run without a model."""
     if config.model.path is None and config.model.random is None:
@@ -165,7 +183,7 @@ def describe(config: Config) -> list[str]:
     width = 4 if config.model.dtype == "float32" else 2
     lines = [f"model: {parameters / 1e6:.2f} M parameters" + (" (vocabulary at its upper limit)" if config.model.random else "")]
     sizes = {
-        name: stage_bytes(parameters, stage.kind, weight_bytes=width, zero=zero, processes=processes)
+        name: _stage_size(stage, shape, weight_bytes=width, zero=zero, processes=processes)
         for name, stage in config.stages.items()
         if stage.kind in MODELS
     }

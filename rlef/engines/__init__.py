@@ -10,7 +10,7 @@ from rlef.engines.base import Engine
 
 
 def make_engine(module: nn.Module, *, deepspeed_json: str | None, **settings: Any) -> Engine:
-    """`settings`: lr, betas, weight_decay, max_grad_norm, warmup_steps, total_steps, device."""
+    """`settings`: lr, own_lr, betas, weight_decay, max_grad_norm, warmup_steps, total_steps, device."""
     if deepspeed_json is None:
         from rlef.engines.torch_engine import TorchEngine
 

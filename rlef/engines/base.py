@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,17 @@ def learning_rate(peak: float, step: int, warmup: int, total: int | None) -> flo
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
     fall = 1.0 if total is None else max(0.0, min(1.0, (total - step) / max(1, total - warmup)))
     return peak * min(rise, fall)
+
+
+def rate_groups(module: nn.Module, lr: float, own_lr: Mapping[str, float] | None) -> list[tuple[float, list[nn.Parameter]]]:
+    """(peak learning rate, trained parameters): those of `lr`, then those of each child of the module that has its own."""
+    rates = {"": lr, **(own_lr or {})}
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            child = name.split(".")[0]
+            groups[child if child in rates else ""].append(parameter)
+    return [(rates[name], parameters) for name, parameters in groups.items() if parameters]
 
 
 class Engine(Protocol):

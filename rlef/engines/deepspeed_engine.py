@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlef.engines import dist
-from rlef.engines.base import StepResult, learning_rate
+from rlef.engines.base import StepResult, learning_rate, rate_groups
 from rlef.errors import UserError
 
 
@@ -30,6 +30,7 @@ class DeepSpeedEngine:
         *,
         json_path: str,
         lr: float,
+        own_lr: Mapping[str, float] | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
@@ -44,7 +45,9 @@ class DeepSpeedEngine:
         settings = _settings(json_path, max_grad_norm, half=next(module.parameters()).dtype == torch.bfloat16)
         self.stage = int(settings.get("zero_optimization", {}).get("stage", 0))
         self.lr, self.warmup_steps, self.total_steps, self.steps = lr, warmup_steps, total_steps, 0
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        groups = rate_groups(module, lr, own_lr)
+        self._peaks = [peak for peak, _ in groups]
+        trained = [{"params": parameters} for _, parameters in groups]
         optimizer = torch.optim.AdamW(trained, lr=lr, betas=betas, weight_decay=weight_decay)
         self.engine: Any = deepspeed.initialize(model=module.to(self.device), optimizer=optimizer, config=settings)[0]
         self.module: nn.Module = self.engine.module
@@ -64,8 +67,8 @@ class DeepSpeedEngine:
         if plain_norm is not None and not torch.isfinite(plain_norm):
             self.discard()  # without ZeRO and in fp32 DeepSpeed would step on NaN
             return StepResult(float(plain_norm), True, lr)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
+        for group, peak in zip(self.engine.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = learning_rate(peak, self.steps, self.warmup_steps, self.total_steps)
         before = self.engine.skipped_steps
         self.engine.step()
         skipped = self.engine.skipped_steps > before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rlef.engines import dist
-from rlef.engines.base import StepResult, learning_rate
+from rlef.engines.base import StepResult, learning_rate, rate_groups
 
 
 class TorchEngine:
@@ -21,6 +21,7 @@ class TorchEngine:
         module: nn.Module,
         *,
         lr: float,
+        own_lr: Mapping[str, float] | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
@@ -31,12 +32,19 @@ class TorchEngine:
         self.device = torch.device(device)
         self.module = module.to(self.device)
         self.max_grad_norm, self.lr, self.warmup_steps, self.total_steps = max_grad_norm, lr, warmup_steps, total_steps
-        self._weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._masters = [
-            weight.detach().float().requires_grad_() if weight.dtype in (torch.bfloat16, torch.float16) else weight
-            for weight in self._weights
-        ]
-        self.optimizer = torch.optim.AdamW(self._masters, lr=lr, betas=betas, weight_decay=weight_decay)
+        self._weights: list[torch.Tensor] = []
+        self._masters: list[torch.Tensor] = []
+        self._peaks, groups = [], []
+        for peak, weights in rate_groups(module, lr, own_lr):
+            masters = [
+                weight.detach().float().requires_grad_() if weight.dtype in (torch.bfloat16, torch.float16) else weight
+                for weight in weights
+            ]
+            self._weights += weights
+            self._masters += masters
+            self._peaks.append(peak)
+            groups.append({"params": masters})
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=weight_decay)
         self.steps = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -63,8 +71,8 @@ class TorchEngine:
         skipped = not bool(torch.isfinite(norm))
         lr = learning_rate(self.lr, self.steps, self.warmup_steps, self.total_steps)
         if not skipped:
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+            for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+                group["lr"] = learning_rate(peak, self.steps, self.warmup_steps, self.total_steps)
             self.optimizer.step()
             self.steps += 1
             with torch.no_grad():

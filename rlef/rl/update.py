@@ -8,19 +8,16 @@ import torch
 
 from rlef.config import PpoStage
 from rlef.engines import dist
-from rlef.engines.base import Engine
+from rlef.rl.actors import Actors
 from rlef.rl.advantages import masked
 from rlef.rl.average import Average
 from rlef.rl.batch import RolloutBatch, by_length, columns
 from rlef.rl.losses import policy_loss, token_shares, value_loss
 from rlef.rl.monitor import Sums
-from rlef.rl.policy import TokenPolicy
 from rlef.rollout.base import seed_of
 
 
-def fill(
-    batch: RolloutBatch, policy: Engine, reference: TokenPolicy, critic: Engine, settings: PpoStage, pad: int, device: torch.device
-) -> torch.Tensor:
+def fill(batch: RolloutBatch, actors: Actors, settings: PpoStage, pad: int, device: torch.device) -> torch.Tensor:
     """Write old and reference log-probabilities and values into `batch`; returns the entropies (B, T).
 
     The same forward as in the update, without gradient: log-probabilities of the sampler differ in the last digits.
@@ -30,17 +27,18 @@ def fill(
         for index in by_length(batch, range(len(batch)), settings.micro_batch_size, shared=settings.share_prompts):
             part = batch.select(index)
             layout, width = columns(part, pad, device, shared=settings.share_prompts), part.mask.shape[1]
-            logprobs, spread = policy.forward(layout, width, settings.temperature)
-            batch.old_logprobs[index, :width] = logprobs.to(batch.mask).cpu()
-            entropy[index, :width] = spread.to(batch.mask).cpu()
-            batch.ref_logprobs[index, :width] = reference(layout, width, settings.temperature)[0].to(batch.mask).cpu()
-            batch.values[index, :width] = critic.forward(layout, width).to(batch.mask).cpu()
+            batch.ref_logprobs[index, :width] = actors.reference(layout, width, settings.temperature).to(batch.mask).cpu()
+            for net in actors.trained(train_policy=True):
+                said = net.read(layout, width, settings.temperature)
+                if said.policy is not None:
+                    batch.old_logprobs[index, :width], entropy[index, :width] = (one.to(batch.mask).cpu() for one in said.policy)
+                if said.values is not None:
+                    batch.values[index, :width] = said.values.to(batch.mask).cpu()
     return entropy
 
 
 def update(
-    policy: Engine,
-    critic: Engine,
+    actors: Actors,
     batch: RolloutBatch,
     settings: PpoStage,
     iteration: int,
@@ -59,7 +57,7 @@ def update(
     sums, steps, stopped, skipped = Sums(), 0, False, 0
     norms: dict[str, list[float]] = {"policy": [], "value": []}
     learning_rate = 0.0
-    for engine in (policy, critic):
+    for engine in actors.engines.values():
         engine.module.train(settings.gradient_checkpointing)  # it works in train mode alone; no layer of theirs drops anything out
     for epoch in range(settings.epochs):
         shuffle = torch.Generator().manual_seed(seed_of((seed, iteration, epoch)))
@@ -81,43 +79,45 @@ def update(
                 mask = (part.mask if index else torch.zeros_like(part.mask)).to(device)
                 layout = columns(part, pad, device, shared=settings.share_prompts)
                 width, final = part.mask.shape[1], number == pieces - 1
-                values = critic.forward(layout, width)
-                v_loss, v_sums = value_loss(values, part.values.to(device), part.returns.to(device), mask, clip=settings.value_clip)
-                critic.backward(v_loss / tokens, last=final)
-                step.add(value_loss=v_loss, value_clipped=v_sums["clip_fraction"])
-                if train_policy:
-                    wanted = settings.entropy_coef > 0
-                    logprobs, entropy = policy.forward(layout, width, settings.temperature, entropy_gradient=wanted)
-                    shares, _ = token_shares(mask, settings.loss_mean, settings.max_tokens)
-                    loss, p_sums = policy_loss(
-                        logprobs,
-                        part.old_logprobs.to(device),
-                        part.advantages.to(device),
-                        mask,
-                        clip_range=settings.clip_range,
-                        clip_range_high=settings.clip_range_high,
-                        dual_clip=settings.dual_clip,
-                        weights=shares * part.weights.to(device),
-                    )
-                    bonus = settings.entropy_coef * masked(entropy * shares, mask).sum() if wanted else 0.0
-                    policy.backward((loss - bonus) / divisor, last=final)
-                    step.add(policy_loss=loss, **p_sums)
+                for net in actors.trained(train_policy):
+                    said = net.read(layout, width, settings.temperature, entropy_gradient=settings.entropy_coef > 0)
+                    loss = torch.zeros((), device=device)
+                    if said.values is not None:
+                        old, target = part.values.to(device), part.returns.to(device)
+                        v_loss, v_sums = value_loss(said.values, old, target, mask, clip=settings.value_clip)
+                        loss = loss + net.value_coef * v_loss / tokens
+                        step.add(value_loss=v_loss, value_clipped=v_sums["clip_fraction"])
+                    if said.policy is not None:
+                        logprobs, entropy = said.policy
+                        shares, _ = token_shares(mask, settings.loss_mean, settings.max_tokens)
+                        p_loss, p_sums = policy_loss(
+                            logprobs,
+                            part.old_logprobs.to(device),
+                            part.advantages.to(device),
+                            mask,
+                            clip_range=settings.clip_range,
+                            clip_range_high=settings.clip_range_high,
+                            dual_clip=settings.dual_clip,
+                            weights=shares * part.weights.to(device),
+                        )
+                        bonus = settings.entropy_coef * masked(entropy * shares, mask).sum() if settings.entropy_coef > 0 else 0.0
+                        loss = loss + (p_loss - bonus) / divisor
+                        step.add(policy_loss=p_loss, **p_sums)
+                    net.engine.backward(loss, last=final)
             reduced = step.reduced()
             if train_policy and settings.target_kl is not None and reduced["approx_kl"] / tokens > 1.5 * settings.target_kl:
-                policy.discard()  # agreed by all ranks: the sum is over all of them
-                critic.discard()
+                for engine in actors.engines.values():
+                    engine.discard()  # agreed by all ranks: the sum is over all of them
                 stopped = True
                 break
-            result = critic.step()
-            norms["value"].append(result.grad_norm)
-            skipped += result.skipped
-            if train_policy:
-                result = policy.step()
-                if average is not None:
-                    average.add(policy.module)
-                norms["policy"].append(result.grad_norm)
+            for net in actors.trained(train_policy):
+                result = net.engine.step()
+                for name in net.parts:
+                    norms[name].append(result.grad_norm)
                 skipped += result.skipped
-            learning_rate = result.lr
+                learning_rate = result.lr
+            if train_policy and average is not None:
+                average.add(actors.policy.engine.module)
             steps += 1
             sums.add(
                 tokens=tokens / dist.world(),
@@ -126,7 +126,7 @@ def update(
             )
         if stopped:
             break
-    for engine in (policy, critic):
+    for engine in actors.engines.values():
         engine.module.eval()
     totals = sums.reduced()
     tokens = max(totals.get("tokens", 0.0), 1.0)

@@ -13,17 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlef.config import PpoStage
-from rlef.engines import dist, make_engine
-from rlef.engines.base import Engine
+from rlef.engines import dist
 from rlef.errors import UserError
 from rlef.models import Tokenizer, load_policy, load_tokenizer, model_folder, pick_device, stop_ids
 from rlef.records import Rollout, write_jsonl
+from rlef.rl.actors import Actors, build_actors
 from rlef.rl.advantages import gae, k1, masked, whiten
 from rlef.rl.average import Average
 from rlef.rl.batch import RolloutBatch
 from rlef.rl.losses import adapted_kl_coef, mismatch_weights
 from rlef.rl.monitor import Alarms, is_exact, rollout_metrics
-from rlef.rl.policy import TokenCritic, TokenPolicy
+from rlef.rl.policy import products
 from rlef.rl.reward import length_penalty, place_rewards
 from rlef.rl.sampling import Prompt, Sample, load_reward, read_prompts, sample_answers, score_answers, take_prompts
 from rlef.rl.update import fill, update
@@ -52,7 +52,7 @@ def run(ctx: StageContext) -> dict:
     device = pick_device(ctx.config.launch.device)
     torch.manual_seed(ctx.seed)
 
-    # Policy, critic and a frozen reference; the sampler reads the policy's own weights.
+    # Policy, critic and reference; the sampler reads the policy's own weights.
     start = model_folder(ctx.inputs["init"])
     dtype, trust = ctx.config.model.dtype, ctx.config.model.trust_remote_code
     tokenizer = load_tokenizer(start, trust_remote_code=trust)
@@ -66,30 +66,15 @@ def run(ctx: StageContext) -> dict:
         coming = [take_prompts(prompts, iteration, settings.prompts_per_iteration, ctx.seed) for iteration in range(settings.iterations)]
         # Before the others take the IRM's room. Iterations that a resumed run has behind it too: other batches give other last digits.
         reward.settle_instructions([prompt.problem.question for chosen in coming for prompt in chosen[dist.rank() :: dist.world()]])
-    reference = TokenPolicy(load_policy(start, dtype=dtype, trust_remote_code=trust)).to(device).requires_grad_(False)
     critic_start = _critic_folder(ctx, tokenizer) if settings.critic_init == "prm" else start
-    critic_model = TokenCritic.from_folder(critic_start, dtype=dtype, trust_remote_code=trust)
-    common = {
-        "max_grad_norm": settings.max_grad_norm,
-        "warmup_steps": settings.lr_warmup,
-        "device": device,
-        "deepspeed_json": ctx.config.launch.deepspeed,
-    }
-    steps = (settings.iterations - settings.critic_warmup) * settings.epochs * settings.minibatches
-    policy = make_engine(
-        TokenPolicy(policy_model), lr=settings.policy_lr, total_steps=max(1, steps) if settings.lr_decay else None, **common
-    )
-    critic = make_engine(critic_model, lr=settings.critic_lr, **common)
-    if settings.gradient_checkpointing:
-        for model in (policy_model, critic_model.model):
-            model.activation_checkpointing_enable({"use_reentrant": False})
-    generator = make_generator(ctx, policy_model, tokenizer, start)
+    actors = build_actors(settings, ctx.config, policy_model, start, critic_start, device)
+    generator = make_generator(ctx, actors.sampler, tokenizer, start)
     sampling = SamplingParams(settings.max_tokens, settings.temperature, stops)
 
-    average = Average(policy.module, settings.average) if settings.average is not None else None
+    average = Average(actors.policy.engine.module, settings.average) if settings.average is not None else None
 
     alarms = Alarms()
-    first, kl_coef = _resume(ctx, policy, critic, average, alarms)
+    first, kl_coef = _resume(ctx, actors, average, alarms)
     ctx.tracker.truncate(first)
     last: list[Sample] = []
     unjudged = 0  # iterations in a row
@@ -106,8 +91,8 @@ def run(ctx: StageContext) -> dict:
 
             # 1. Sample answers to this rank's share of them, from the weights as they are now.
             with timed(times, "sync"):
-                synced = generator.sync_weights(policy)
-            with timed(times, "rollout"):
+                synced = actors.sync(generator)
+            with timed(times, "rollout"), products(device, settings.bf16):
                 mine = list(range(dist.rank(), len(chosen), dist.world()))
                 answers = sample_answers(
                     generator, [chosen[index] for index in mine], settings.samples_per_prompt, sampling, seed=ctx.seed, iteration=iteration
@@ -127,7 +112,7 @@ def run(ctx: StageContext) -> dict:
 
             # 3. Log-probabilities of policy and reference, values; then rewards a token and advantages.
             with timed(times, "forward"):
-                entropy = fill(batch, policy, reference, critic, settings, pad, device)
+                entropy = fill(batch, actors, settings, pad, device)
             scored = torch.zeros_like(batch.mask)
             for row, sample in enumerate(samples):
                 length = len(sample.completion.tokens)
@@ -142,7 +127,7 @@ def run(ctx: StageContext) -> dict:
 
             # 4. Update the critic always, the policy once the critic has warmed up.
             with timed(times, "update"):
-                updates = update(policy, critic, batch, settings, iteration, ctx.seed, pad, device, average)
+                updates = update(actors, batch, settings, iteration, ctx.seed, pad, device, average)
 
             # 5. Log, show, save.
             metrics = rollout_metrics(batch, samples, entropy) | updates | synced | times | {"ppo/kl_coef": kl_coef}
@@ -170,15 +155,15 @@ def run(ctx: StageContext) -> dict:
             advance(1, reward=metrics["reward/total"], kl=metrics["ppo/kl"], length=metrics["rollout/length"])
             last = samples
             if (iteration + 1) % CHECKPOINT_EVERY == 0 and iteration + 1 < settings.iterations:
-                _checkpoint(ctx, policy, critic, average, alarms, iteration + 1, kl_coef)
+                _checkpoint(ctx, actors, average, alarms, iteration + 1, kl_coef)
 
     if dist.is_main():
         write_jsonl(ctx.folder / "rollouts.jsonl", [_as_rollout(sample, settings.iterations) for sample in last[:KEPT_ROLLOUTS]])
         ctx.tracker.table("rollouts", *_table(last[:KEPT_ROLLOUTS]))
     generator.close()
     if average is not None:
-        average.put_into(policy.module)
-    policy.save_model(ctx.folder / "model")
+        average.put_into(actors.policy.engine.module)
+    actors.save(ctx.folder)
     if dist.is_main():
         tokenizer.save_pretrained(ctx.folder / "model")
         for scratch in ("checkpoint", "served"):
@@ -218,17 +203,15 @@ def _rewards(sample: Sample, settings: PpoStage) -> list[float]:
     return rewards
 
 
-def _checkpoint(
-    ctx: StageContext, policy: Engine, critic: Engine, average: Average | None, alarms: Alarms, iteration: int, kl_coef: float
-) -> None:
+def _checkpoint(ctx: StageContext, actors: Actors, average: Average | None, alarms: Alarms, iteration: int, kl_coef: float) -> None:
     """Write aside, then rename: a checkpoint is whole or absent."""
     folder, partial = ctx.folder / "checkpoint", ctx.folder / "checkpoint.partial"
     if dist.is_main():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     dist.barrier()
-    policy.save(partial / "policy")
-    critic.save(partial / "critic")
+    for name, engine in actors.engines.items():
+        engine.save(partial / name)
     dist.barrier()
     if dist.is_main():
         if average is not None:
@@ -241,15 +224,15 @@ def _checkpoint(
     dist.barrier()
 
 
-def _resume(ctx: StageContext, policy: Engine, critic: Engine, average: Average | None, alarms: Alarms) -> tuple[int, float]:
+def _resume(ctx: StageContext, actors: Actors, average: Average | None, alarms: Alarms) -> tuple[int, float]:
     """The iteration to go on from and its KL coefficient. All noise is keyed by iteration, so with weights and optimisers that is all."""
     folder: Path = ctx.folder / "checkpoint"
     if not (folder / "state.json").is_file():
         return 0, ctx.settings.kl_coef
-    policy.load(folder / "policy")
-    critic.load(folder / "critic")
+    for name, engine in actors.engines.items():
+        engine.load(folder / name)
     if average is not None:
-        average.weights = load_file(folder / "average.safetensors", device=str(policy.device))
+        average.weights = load_file(folder / "average.safetensors", device=str(actors.policy.engine.device))
     state = json.loads((folder / "state.json").read_text())
     alarms.load(state["alarms"])
     return int(state["iteration"]), float(state["kl_coef"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from rlef.cli import main
 from rlef.errors import UserError
 from rlef.load_config import load_config, parse_config
 
+ZERO_3 = Path(__file__).parents[2] / "configs" / "deepspeed" / "zero3.json"
 GOOD = {"model": {"random": {}}, "stages": {"problems": {"seeds": 20, "held_out": 10}, "sft": {"data": "seeds"}}}
 
 
@@ -55,6 +57,10 @@ def test_defaults_and_overrides(write):
         (changed(label={}, prm={"require": {"step_aurok": 0.8}}), [], ["stages.prm.require.step_aurok", "did you mean `step_auroc`"]),
         (changed(label={}, irm={"require": {"pair_accuracy": 90}}), [], ["stages.irm.require.pair_accuracy", "90 is not in 0..1"]),
         (changed(label={}, prm={"patience": 2}), [], ["stages.prm.patience", "eval_every"]),
+        (changed(ppo={"lora": {}, "shared_trunk": True}), [], ["stages.ppo.shared_trunk", "lora"]),
+        (changed(ppo={"lora": {}, "critic_init": "prm"}), [], ["stages.ppo.critic_init", "with lora"]),
+        (changed(ppo={"shared_trunk": True, "critic_init": "prm"}), [], ["stages.ppo.critic_init", "with shared_trunk"]),
+        (changed(ppo={"lora": {}}), [f"launch.deepspeed={ZERO_3}"], ["stages.ppo.lora", "ZeRO-3"]),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(write, tmp_path, capsys, data, overrides, words):

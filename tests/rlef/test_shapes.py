@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from rlef.config import Config, ModelSection, RandomInit
-from rlef.shapes import decoder_parameters, describe, gguf_shape, model_shape, random_shape, stage_bytes
+from rlef.shapes import adapter_parameters, decoder_parameters, describe, gguf_shape, model_shape, random_shape, stage_bytes
 
 
 def test_parameters_are_those_of_the_built_model():
@@ -18,6 +18,25 @@ def test_parameters_are_those_of_the_built_model():
         shape = random_shape(RandomInit(vocab_size=300)) | {"tie_word_embeddings": tied, "num_key_value_heads": key_value}
         model = LlamaForCausalLM(LlamaConfig(**shape))
         assert decoder_parameters(shape) == sum(one.numel() for one in model.parameters())
+
+
+def test_adapters_are_counted_as_they_are_built():
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = random_shape(RandomInit(vocab_size=300)) | {"num_key_value_heads": 2}
+    model = get_peft_model(LlamaForCausalLM(LlamaConfig(**shape)), LoraConfig(r=4, target_modules="all-linear"))
+    assert adapter_parameters(shape, 4) == sum(one.numel() for one in model.parameters() if one.requires_grad)
+
+
+def test_layouts_of_ppo_hold_fewer_models():
+    sizes = []
+    for settings in ({}, {"shared_trunk": True}, {"lora": {"rank": 4}}):
+        config = Config.model_validate({"model": {"random": {}}, "stages": {"ppo": settings | {"kind": "ppo"}}})
+        sizes.append(float(describe(config)[1].split()[-1]))
+    parameters, adapter = decoder_parameters(random_shape(RandomInit())), adapter_parameters(random_shape(RandomInit()), 4)
+    expected = [2 * 16 + 3 * 4, 16 + 3 * 4, 3 * 4]
+    assert sizes == [round((one * parameters + (32 * adapter if one == 12 else 0)) / 2**30, 2) for one in expected]
 
 
 def test_zero_divides_what_it_shards():

@@ -10,6 +10,7 @@ from rlef.config import PpoStage
 from rlef.engines import make_engine
 from rlef.errors import UserError
 from rlef.models import load_policy
+from rlef.rl.actors import Actors, CriticNet, PolicyNet
 from rlef.rl.advantages import gae, whiten
 from rlef.rl.batch import RolloutBatch, by_length, columns
 from rlef.rl.losses import policy_loss
@@ -43,6 +44,10 @@ def engines(folder, *, policy_lr=1e-3, critic_lr=1e-3, max_grad_norm=1e9, double
     return make_engine(policy, lr=policy_lr, **common), make_engine(critic, lr=critic_lr, **common)
 
 
+def apart(policy, critic):
+    return Actors(PolicyNet(policy), CriticNet(critic), policy.module)
+
+
 def test_a_critic_starts_at_zero_whatever_its_family_calls_the_head(tmp_path):
     GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2, n_positions=16)).save_pretrained(tmp_path)
     critic = TokenCritic.from_folder(tmp_path)
@@ -68,7 +73,7 @@ def prepared(folder, tokenizer, config, *, double=False, pad=None, **options):
     if double:
         for name in ("old_logprobs", "ref_logprobs", "values", "rewards", "mask"):
             setattr(batch, name, getattr(batch, name).double())
-    fill(batch, policy, policy.module, critic, config, tokenizer.pad_token_id if pad is None else pad, CPU)
+    fill(batch, apart(policy, critic), config, tokenizer.pad_token_id if pad is None else pad, CPU)
     batch.advantages, batch.returns = gae(batch.rewards, batch.values, batch.mask)
     return policy, critic, batch
 
@@ -118,7 +123,7 @@ def test_4_first_ratio_is_exactly_one_at_equal_shapes(tiny_folder, tiny, monkeyp
     config = settings(minibatches=1, temperature=0.7)
     policy, critic, batch = prepared(tiny_folder, tokenizer, config)
     seen = watched_losses(monkeypatch)
-    metrics = update(policy, critic, batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+    metrics = update(apart(policy, critic), batch, config, 0, 0, tokenizer.pad_token_id, CPU)
     ((logprobs, old, mask),) = seen
     assert torch.equal(logprobs * mask, old * mask) and (old * mask).abs().max() > 1
     assert metrics["ppo/ratio"] == 1 and metrics["ppo/approx_kl"] == 0 and metrics["ppo/clip_fraction"] == 0
@@ -131,7 +136,7 @@ def test_4_first_ratio_is_near_one_at_other_shapes(tiny_folder, tiny, monkeypatc
     policy, critic, batch = prepared(tiny_folder, tokenizer, settings(), dtype=dtype)
     seen = watched_losses(monkeypatch)
     config = settings(minibatches=1, micro_batch_size=1)
-    metrics = update(policy, critic, batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+    metrics = update(apart(policy, critic), batch, config, 0, 0, tokenizer.pad_token_id, CPU)
     assert len(seen) == 8 and metrics["ppo/clip_fraction"] == 0
     assert all(logprobs.dtype == torch.float32 for logprobs, _, _ in seen)  # the log-softmax of bf16 logits is off by up to 0.08
     gaps = torch.cat([(logprobs - old)[mask.bool()].abs() for logprobs, old, mask in seen])
@@ -156,7 +161,7 @@ def test_8_micro_batches_row_order_and_padding_change_nothing(tiny_folder, tiny)
         config = settings(micro_batch_size=micro)
         policy, critic, batch = prepared(tiny_folder, tokenizer, config, double=True)
         gradients = [optimizer_gradients(policy), optimizer_gradients(critic)]
-        metrics = update(policy, critic, batch.select(order), config, 0, 0, tokenizer.pad_token_id, CPU)
+        metrics = update(apart(policy, critic), batch.select(order), config, 0, 0, tokenizer.pad_token_id, CPU)
         found[micro] = [seen[0] for seen in gradients], metrics
     for micro in (4, 2, 1):
         for gradient, whole in zip(found[micro][0], found[8][0], strict=True):
@@ -187,7 +192,7 @@ def test_8_the_gradient_is_the_mean_over_the_tokens_of_the_whole_step(tiny_folde
         expected.append(torch.cat([p.grad.flatten().clone() for p in net.module.parameters()]))
         net.discard()
     gradients = [optimizer_gradients(policy), optimizer_gradients(critic)]
-    update(policy, critic, batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+    update(apart(policy, critic), batch, config, 0, 0, tokenizer.pad_token_id, CPU)
     for (gradient,), true in zip(gradients, expected, strict=True):
         assert true.abs().max() > 1e-3 and (gradient - true).abs().max() < 1e-6
 
@@ -230,7 +235,7 @@ def test_8_each_mean_is_over_the_whole_step_whatever_the_micro_batches(tiny_fold
         config = settings(minibatches=1, micro_batch_size=size, loss_mean=how, entropy_coef=0.3, max_tokens=12)
         policy, critic, batch = prepared(tiny_folder, tokenizer, config)
         seen = optimizer_gradients(policy)
-        update(policy, critic, batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+        update(apart(policy, critic), batch, config, 0, 0, tokenizer.pad_token_id, CPU)
         found.append(seen[0])
     assert (found[0] - found[1]).abs().max() < 1e-5 * found[0].abs().max()
 
@@ -258,7 +263,7 @@ def test_8_gradient_checkpointing_changes_no_gradient_and_is_off_when_sampling(t
             for engine in (policy, critic):
                 engine.module.model.activation_checkpointing_enable({"use_reentrant": False})
             policy.module.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: forwards.append(torch.is_grad_enabled()))
-        update(policy, critic, batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+        update(apart(policy, critic), batch, config, 0, 0, tokenizer.pad_token_id, CPU)
         found.append([gradients[0] for gradients in seen])
     assert len(forwards) == 2 and all(forwards)  # once more in the backward
     for plain, kept in zip(*found, strict=True):
@@ -318,7 +323,7 @@ def test_9_optimizer_steps_are_epochs_times_minibatches(tiny_folder, tiny, epoch
         engine.optimizer.step = lambda real=real: calls.append(1) or real()
     for iteration in range(2):
         calls.clear()
-        metrics = update(policy, critic, batch, config, iteration, 0, tokenizer.pad_token_id, CPU)
+        metrics = update(apart(policy, critic), batch, config, iteration, 0, tokenizer.pad_token_id, CPU)
         assert metrics["optim/steps"] == epochs * minibatches and len(calls) == 2 * epochs * minibatches
 
 
@@ -327,7 +332,7 @@ def test_10_lr_zero_moves_nothing_and_the_ratio_stays_one(tiny_folder, tiny):
     config = settings(epochs=3)
     policy, critic, batch = prepared(tiny_folder, tokenizer, config, policy_lr=0.0, critic_lr=0.0)
     before = weights(policy), weights(critic)
-    metrics = update(policy, critic, batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+    metrics = update(apart(policy, critic), batch, config, 0, 0, tokenizer.pad_token_id, CPU)
     assert torch.equal(before[0], weights(policy)) and torch.equal(before[1], weights(critic))
     assert metrics["ppo/ratio"] == pytest.approx(1, abs=1e-5) and metrics["ppo/clip_fraction"] == 0 and abs(metrics["ppo/approx_kl"]) < 1e-6
 
@@ -337,11 +342,11 @@ def test_11_both_nets_move_and_warm_up_holds_the_policy_still(tiny_folder, tiny)
     config = settings(critic_warmup=1)
     policy, critic, batch = prepared(tiny_folder, tokenizer, config)
     before = weights(policy), weights(critic)
-    update(policy, critic, batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+    update(apart(policy, critic), batch, config, 0, 0, tokenizer.pad_token_id, CPU)
     assert torch.equal(before[0], weights(policy)) and not torch.equal(before[1], weights(critic))
     start = {name: parameter.detach().clone() for name, parameter in policy.module.named_parameters()}
     for iteration in (1, 2, 3):
-        update(policy, critic, batch, config, iteration, 0, tokenizer.pad_token_id, CPU)
+        update(apart(policy, critic), batch, config, iteration, 0, tokenizer.pad_token_id, CPU)
     still = [name for name, parameter in policy.module.named_parameters() if torch.equal(parameter, start[name])]
     assert still == []
 
@@ -353,7 +358,7 @@ def test_11_bf16_policy_and_critic_move_through_fp32_masters(tiny_folder, tiny):
     policy, critic, batch = prepared(tiny_folder, tokenizer, config, dtype="bfloat16", policy_lr=1e-6, critic_lr=1e-6)
     start = [[master.detach().clone() for master in engine._masters] for engine in (policy, critic)]
     for iteration in range(3):
-        update(policy, critic, batch, config, iteration, 0, tokenizer.pad_token_id, CPU)
+        update(apart(policy, critic), batch, config, iteration, 0, tokenizer.pad_token_id, CPU)
     for engine, before in zip((policy, critic), start, strict=True):
         assert all(
             master.dtype == torch.float32 and not torch.equal(master, old) for master, old in zip(engine._masters, before, strict=True)
@@ -366,7 +371,7 @@ def test_early_stop_drops_the_step_and_the_rest(tiny_folder, tiny):
     _, tokenizer = tiny
     config = settings(epochs=2, minibatches=2, target_kl=1e-9)
     policy, critic, batch = prepared(tiny_folder, tokenizer, config, policy_lr=1e-2)
-    metrics = update(policy, critic, batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+    metrics = update(apart(policy, critic), batch, config, 0, 0, tokenizer.pad_token_id, CPU)
     assert metrics["ppo/early_stop"] == 1 and metrics["optim/steps"] < 4
     assert all(p.grad is None or p.grad.abs().sum() == 0 for p in policy.module.parameters())
 
@@ -378,7 +383,7 @@ def test_15_pad_equal_to_eos_changes_nothing(tiny_folder, tiny):
     for pad in (tokenizer.pad_token_id, eos):
         config = settings(micro_batch_size=8)
         policy, critic, batch = prepared(tiny_folder, tokenizer, config, double=True, pad=pad)
-        update(policy, critic, batch, config, 0, 0, pad, CPU)
+        update(apart(policy, critic), batch, config, 0, 0, pad, CPU)
         moved.append(weights(policy))
     assert (moved[0] - moved[1]).abs().max() < 1e-8
 

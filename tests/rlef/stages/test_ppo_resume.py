@@ -36,10 +36,10 @@ def context(folder, inputs, **settings):
     return StageContext("ppo", config, stage, inputs, folder, tracker)
 
 
-@pytest.mark.parametrize("average", [None, 0.5])
-def test_25_resume_is_bitwise(inputs, tmp_path, monkeypatch, average):
+@pytest.mark.parametrize("settings", [{}, {"average": 0.5}, {"lora": {"rank": 4}, "average": 0.5}, {"shared_trunk": True}])
+def test_25_resume_is_bitwise(inputs, tmp_path, monkeypatch, settings):
     monkeypatch.setattr(ppo, "CHECKPOINT_EVERY", 2)
-    ppo.run(context(tmp_path / "straight", inputs, average=average))
+    ppo.run(context(tmp_path / "straight", inputs, **settings))
 
     real = ppo._checkpoint
 
@@ -49,9 +49,9 @@ def test_25_resume_is_bitwise(inputs, tmp_path, monkeypatch, average):
 
     monkeypatch.setattr(ppo, "_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):
-        ppo.run(context(tmp_path / "killed", inputs, average=average))
+        ppo.run(context(tmp_path / "killed", inputs, **settings))
     monkeypatch.setattr(ppo, "_checkpoint", real)
-    ppo.run(context(tmp_path / "killed", inputs, average=average))
+    ppo.run(context(tmp_path / "killed", inputs, **settings))
     straight, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("straight", "killed"))
     assert all((straight[name] == resumed[name]).all() for name in straight)
 
@@ -61,7 +61,7 @@ def test_25_resume_is_bitwise(inputs, tmp_path, monkeypatch, average):
 
     assert len({row["ppo/kl_coef"] for row in rows("killed")}) > 2  # its state is in the checkpoint
     assert rows("straight") == rows("killed") and [row["step"] for row in rows("killed")] == [1, 2, 3, 4]
-    assert not (tmp_path / "killed" / "checkpoint").exists()
+    assert not (tmp_path / "killed" / "checkpoint").exists() and (tmp_path / "killed" / "adapter").is_dir() == ("lora" in settings)
 
 
 @pytest.mark.parametrize("mode", ["min_terminal", "running_min_delta"])
