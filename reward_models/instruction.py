@@ -60,8 +60,9 @@ class InstructionRewardModel:
         self._known: dict[str, float] = {}
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> InstructionRewardModel:
-        """Raises UserError where the calibration is missing: without it scores have no scale."""
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu", model: PreTrainedModel | None = None) -> InstructionRewardModel:
+        """`model`: its weights, where they are in memory already. Raises UserError where the calibration is missing: without it scores have
+        no scale."""
         file = Path(folder) / CALIBRATION
         if not file.is_file():
             raise UserError(
@@ -69,7 +70,7 @@ class InstructionRewardModel:
             )
         stored = json.loads(file.read_text())
         calibration = Calibration(**{**stored, "references": tuple(stored["references"])})
-        return cls(load(AutoModelForSequenceClassification, folder, device, trained=True), load_tokenizer(folder), calibration)
+        return cls(model or load(AutoModelForSequenceClassification, folder, device, trained=True), load_tokenizer(folder), calibration)
 
     def score(self, instructions: Sequence[str], batch_size: int = 64) -> list[float]:
         """r_I of each instruction."""

@@ -55,8 +55,15 @@ class ProcessRewardModel:
         self.model, self.tokenizer, self.settings, self.form = model.eval(), tokenizer, settings, form
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "cpu", form: FormName | ProcessForm | None = None) -> ProcessRewardModel:
-        """A model of ours, or a published one whose form is told, stated in process_form.json or shown by two classes.
+    def load(
+        cls,
+        folder: str | Path,
+        device: str | torch.device = "cpu",
+        form: FormName | ProcessForm | None = None,
+        model: PreTrainedModel | None = None,
+    ) -> ProcessRewardModel:
+        """A model of ours, or a published one whose form is told, stated in process_form.json or shown by two classes. `model`: its
+        weights, where they are in memory already.
 
         Raises UserError where the folder is no process reward model.
         """
@@ -69,7 +76,7 @@ class ProcessRewardModel:
         if form is not None:
             raise UserError(f"{folder}: is of our own form, as its {SETTINGS} says", fix="leave out the form")
         settings = ProcessModelConfig.model_validate_json(file.read_text())
-        return cls(load(AutoModelForTokenClassification, folder, device, trained=True), load_tokenizer(folder), settings)
+        return cls(model or load(AutoModelForTokenClassification, folder, device, trained=True), load_tokenizer(folder), settings)
 
     def columns(self, question: str, steps: Sequence[str]) -> StepColumns:
         """Ids of a solution, and where each step is judged."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
@@ -98,14 +99,21 @@ class Actors:
         """(b, width) log-probabilities of the model that the policy began as."""
         return self._reference(batch, width, temperature)[0]
 
-    def sync(self, generator: Generator) -> None:
-        """Give a sampler the policy as it now is."""
-        weights = self.policy.engine.full_parameters()
-        generator.sync_weights((name.removeprefix("model."), value) for name, value in weights if name.startswith("model."))
+    def sync(self, generator: Generator) -> dict[str, float]:
+        """Give a sampler the policy as it now is. Returns what the log should hold of it."""
+        return generator.sync_weights(self)
+
+    def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The policy's weights, whole, one at a time. All ranks must walk them to the end."""
+        return ((name, value) for name, value in self.policy.engine.full_parameters() if name.startswith("model."))
+
+    def save_model(self, folder: Path) -> None:
+        """Write the policy to `folder`, for from_pretrained. All ranks must call it."""
+        self.policy.engine.save_model(folder)
 
     def save(self, folder: Path) -> None:
-        """Write the policy to folder/model, for from_pretrained. All ranks must call it."""
-        self.policy.engine.save_model(folder / "model")
+        """Write folder/model, and what there is beside it. All ranks must call it."""
+        self.save_model(folder / "model")
 
 
 class AdapterActors(Actors):
@@ -119,16 +127,31 @@ class AdapterActors(Actors):
     def sampler(self) -> PreTrainedModel:
         return self.base.model
 
-    def sync(self, generator: Generator) -> None:
-        """The sampler reads these very modules, where the critic's adapter may be on."""
+    def sync(self, generator: Generator) -> dict[str, float]:
+        """A sampler in this process reads these very modules, where the critic's adapter may be on."""
         self.base.use(POLICY)
+        return super().sync(generator)
+
+    def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return ((f"model.{name}", value) for name, value in self._merged().named_parameters())
+
+    def save_model(self, folder: Path) -> None:
+        if dist.is_main():
+            self._merged().save_pretrained(folder)
+        dist.barrier()
 
     def save(self, folder: Path) -> None:
-        """folder/model with the adapter added into the weights, and folder/adapter."""
+        """The adapter alone is folder/adapter."""
+        super().save(folder)
         if dist.is_main():
             self.base.save(folder / FOLDER)
-            merged(self.start(), folder / FOLDER).save_pretrained(folder / "model")
         dist.barrier()
+
+    def _merged(self) -> PreTrainedModel:
+        """What the policy began as, on the CPU, with the adapter added into the weights."""
+        with TemporaryDirectory() as scratch:
+            self.base.save(Path(scratch))
+            return merged(self.start(), Path(scratch))
 
 
 class TwoHeadsActors(Actors):
@@ -142,11 +165,25 @@ class TwoHeadsActors(Actors):
         return (self.policy,) if train_policy else (self.critic,)
 
 
+def adapted_base(settings: PpoStage, model: PreTrainedModel, device: torch.device, seed: int) -> AdaptedBase | None:
+    """`model` with frozen weights and adapters, where the settings ask for them."""
+    if settings.lora is None:
+        return None
+    nn.Module.to(model, device)  # transformers' own wrapper hides its signature from type checkers
+    return AdaptedBase(model, settings.lora, seed=seed, bf16=settings.bf16)
+
+
 def build_actors(
-    settings: PpoStage, config: Config, model: PreTrainedModel, start: Path, critic_start: Path, device: torch.device
+    settings: PpoStage,
+    config: Config,
+    model: PreTrainedModel,
+    base: AdaptedBase | None,
+    start: Path,
+    critic_start: Path,
+    device: torch.device,
 ) -> Actors:
-    """The layout that the settings choose, around `model`, which `start` holds. A critic of whole weights begins on the trunk of
-    `critic_start`."""
+    """The layout that the settings choose, around `model`, which `start` holds; `base`: its adapted_base. A critic of whole weights begins
+    on the trunk of `critic_start`."""
     bf16, how = settings.bf16, {"dtype": config.model.dtype, "trust_remote_code": config.model.trust_remote_code}
     # The one optimiser of a shared trunk steps while the critic warms up, too.
     policy_iterations = settings.iterations - (0 if settings.shared_trunk else settings.critic_warmup)
@@ -159,9 +196,7 @@ def build_actors(
     }
     for_policy = common | {"lr": settings.policy_lr, "total_steps": steps if settings.lr_decay else None}
     trunks = [model]
-    if settings.lora is not None:
-        nn.Module.to(model, device)  # transformers' own wrapper hides its signature from type checkers
-        base = AdaptedBase(model, settings.lora, seed=config.run.seed, bf16=bf16)
+    if base is not None:
         policy = PolicyNet(make_engine(AdapterPolicy(base), **for_policy))
         critic = CriticNet(make_engine(AdapterCritic(base), lr=settings.critic_lr, **common))
         actors = AdapterActors(policy, critic, base, partial(load_policy, start, **how))

@@ -20,18 +20,21 @@ from rlef.rl.policy import TokenPolicy, ValueHead, products, trunk_states
 POLICY, CRITIC = "default", "critic"  # peft writes the adapter of the first name into the folder itself
 
 
+def _low_rank(settings: LoraSettings) -> LoraConfig:
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM, r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, target_modules="all-linear"
+    )
+
+
 class AdaptedBase:
     """A language model with frozen weights, and on all its linear layers but the LM head an adapter for each of policy and critic."""
 
     def __init__(self, model: PreTrainedModel, settings: LoraSettings, *, seed: int, bf16: bool = False) -> None:
         self.model, self.bf16 = model, bf16
         self.policy = TokenPolicy(model, bf16=bf16)
-        config = LoraConfig(
-            task_type=TaskType.CAUSAL_LM, r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, target_modules="all-linear"
-        )
         torch.manual_seed(seed)  # all ranks must draw the same
-        self._peft: Any = get_peft_model(model, config, adapter_name=POLICY)
-        self._peft.add_adapter(CRITIC, config)
+        self._peft: Any = get_peft_model(model, _low_rank(settings), adapter_name=POLICY)
+        self._peft.add_adapter(CRITIC, _low_rank(settings))
         self._layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
         self._weights = {name: [weight for key, weight in model.named_parameters() if f".{name}." in key] for name in (POLICY, CRITIC)}
         self.use(POLICY)
@@ -49,6 +52,18 @@ class AdaptedBase:
         for weights in self._weights.values():
             for weight in weights:
                 weight.requires_grad_(True)  # peft freezes those of an adapter that is off
+
+    def add(self, name: str, settings: LoraSettings, weights: dict[str, torch.Tensor]) -> None:
+        """A further adapter, which is read alone. `weights`: by their names in a file of peft, less its prefix."""
+        self._peft.add_adapter(name, _low_rank(settings))
+        with torch.no_grad():
+            for key, value in weights.items():
+                self.model.get_parameter(key.removesuffix("weight") + f"{name}.weight").copy_(value)
+        self.use(POLICY)
+
+    def plain_weights(self) -> dict[str, nn.Parameter]:
+        """The base's own, by their names without adapters."""
+        return {name.replace(".base_layer", ""): weight for name, weight in self.model.named_parameters() if ".lora_" not in name}
 
     def reference(self, batch: Columns, width: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """What TokenPolicy gives with all adapters off."""

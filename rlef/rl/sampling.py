@@ -12,6 +12,7 @@ from rlef.config import ModelSection, RewardSettings
 from rlef.errors import UserError
 from rlef.models import Tokenizer, prompt_ids
 from rlef.records import Problem, Rollout, read_jsonl
+from rlef.rl.adapters import AdaptedBase
 from rlef.rl.reward import RewardFunction, Score
 from rlef.rl.scorers import instruction_scorer, process_scorer
 from rlef.rollout.base import Completion, Generator, SampleRequest, SamplingParams
@@ -79,13 +80,14 @@ def load_reward(
     model: ModelSection,
     stops: Sequence[int],
     device: str,
+    base: AdaptedBase | None = None,
 ) -> RewardFunction:
-    """The reward models that the config names, behind one function."""
-    prm = process_scorer(settings.prm, inputs, device)
+    """The reward models that the config names, behind one function. `base`: what those that are adapters of it are read on."""
+    prm = process_scorer(settings.prm, inputs, device, base)
     assert prm is not None  # the pipeline starts no such stage without one
     return RewardFunction(
         prm=prm,
-        irm=instruction_scorer(settings.irm, inputs, device),
+        irm=instruction_scorer(settings.irm, inputs, device, base),
         tokenizer=tokenizer,
         model=model,
         stops=stops,

@@ -10,25 +10,37 @@ from reward_models.instruction import InstructionRewardModel
 from reward_models.process import ProcessRewardModel
 from rlef.config import addresses, function_of
 from rlef.models import model_folder, pick_device
+from rlef.rl.adapted_rewards import on_base
+from rlef.rl.adapters import AdaptedBase
 from rlef.rl.functions import GradeFunction, RateFunction
 from rlef.rl.reward import InstructionScorer, ProcessScorer
 
 Source = str | tuple[str, ...] | None
 
 
-def instruction_scorer(source: Source, inputs: Mapping[str, Path], device: str) -> InstructionScorer | None:
-    """Of the stage's key `irm`; None where it has none."""
+def instruction_scorer(
+    source: Source, inputs: Mapping[str, Path], device: str, base: AdaptedBase | None = None
+) -> InstructionScorer | None:
+    """Of the stage's key `irm`; None where it has none. `base`: what it is read on, where it is an adapter of that."""
     if urls := addresses(source):
         return ServedInstructionModel(urls)
     if place := function_of(source):
         return RateFunction(*place)
-    return InstructionRewardModel.load(model_folder(inputs["irm"]), pick_device(device)) if "irm" in inputs else None
+    if "irm" not in inputs:
+        return None
+    folder = model_folder(inputs["irm"])
+    return InstructionRewardModel.load(folder, pick_device(device), model=on_base(base, "irm", folder))
 
 
-def process_scorer(source: Source, inputs: Mapping[str, Path], device: str) -> ProcessScorer | GradeFunction | None:
-    """Of the stage's key `prm`; None where it has none."""
+def process_scorer(
+    source: Source, inputs: Mapping[str, Path], device: str, base: AdaptedBase | None = None
+) -> ProcessScorer | GradeFunction | None:
+    """Of the stage's key `prm`; None where it has none. `base`: what it is read on, where it is an adapter of that."""
     if urls := addresses(source):
         return ServedProcessModel(urls)
     if place := function_of(source):
         return GradeFunction(*place)
-    return ProcessRewardModel.load(model_folder(inputs["prm"]), pick_device(device)) if "prm" in inputs else None
+    if "prm" not in inputs:
+        return None
+    folder = model_folder(inputs["prm"])
+    return ProcessRewardModel.load(folder, pick_device(device), model=on_base(base, "prm", folder))

@@ -17,7 +17,7 @@ from rlef.engines import dist
 from rlef.errors import UserError
 from rlef.models import Tokenizer, load_policy, load_tokenizer, model_folder, pick_device, stop_ids
 from rlef.records import Rollout, write_jsonl
-from rlef.rl.actors import Actors, build_actors
+from rlef.rl.actors import Actors, adapted_base, build_actors
 from rlef.rl.advantages import gae, k1, masked, whiten
 from rlef.rl.average import Average
 from rlef.rl.batch import RolloutBatch
@@ -58,7 +58,8 @@ def run(ctx: StageContext) -> dict:
     tokenizer = load_tokenizer(start, trust_remote_code=trust)
     policy_model = load_policy(start, dtype=dtype, trust_remote_code=trust)
     stops, pad = stop_ids(tokenizer, policy_model), int(tokenizer.pad_token_id)
-    reward = load_reward(settings, ctx.inputs, tokenizer, ctx.config.model, stops, ctx.config.launch.device)
+    base = adapted_base(settings, policy_model, device, ctx.seed)
+    reward = load_reward(settings, ctx.inputs, tokenizer, ctx.config.model, stops, ctx.config.launch.device, base)
     fresh = FreshRounds(ctx, tokenizer) if settings.fresh_every is not None else None
     coming: list[list[Prompt]] = []
     if fresh is None:
@@ -67,7 +68,7 @@ def run(ctx: StageContext) -> dict:
         # Before the others take the IRM's room. Iterations that a resumed run has behind it too: other batches give other last digits.
         reward.settle_instructions([prompt.problem.question for chosen in coming for prompt in chosen[dist.rank() :: dist.world()]])
     critic_start = _critic_folder(ctx, tokenizer) if settings.critic_init == "prm" else start
-    actors = build_actors(settings, ctx.config, policy_model, start, critic_start, device)
+    actors = build_actors(settings, ctx.config, policy_model, base, start, critic_start, device)
     generator = make_generator(ctx, actors.sampler, tokenizer, start)
     sampling = SamplingParams(settings.max_tokens, settings.temperature, stops)
 

@@ -11,7 +11,7 @@ from rlef.config import Config
 from rlef.engines import dist
 from rlef.models import load_policy, load_tokenizer
 from rlef.rl import update as updates
-from rlef.rl.actors import build_actors
+from rlef.rl.actors import adapted_base, build_actors
 from rlef.rl.advantages import gae, whiten
 from rlef.rl.batch import RolloutBatch
 
@@ -39,7 +39,8 @@ for place, row in enumerate(mine):
     batch.rewards[place, : lengths[row]] = scores[row]
 for name in ("mask", "old_logprobs", "ref_logprobs", "values", "rewards"):
     setattr(batch, name, getattr(batch, name).to(dtype))
-actors = build_actors(settings, config, load_policy(folder), Path(folder), Path(folder), cpu)
+model = load_policy(folder)
+actors = build_actors(settings, config, model, adapted_base(settings, model, cpu, 0), Path(folder), Path(folder), cpu)
 if dtype == torch.float64:
     for part in (*(engine.module for engine in actors.engines.values()), actors.sampler, actors._reference):
         if isinstance(part, torch.nn.Module):

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from rlef.config import Config, PpoStage
 from rlef.models import load_policy
-from rlef.rl.actors import build_actors
+from rlef.rl.actors import adapted_base, build_actors
 from rlef.rl.adapters import POLICY
 from rlef.rl.advantages import gae
 from rlef.rl.batch import RolloutBatch, columns
@@ -32,7 +32,8 @@ def settings(layout, **changes):
 def built(folder, config, *, double=False):
     """The nets, their value heads no longer at zero."""
     whole = Config.model_validate({"model": {"random": {}}, "stages": {"ppo": config.model_dump()}})
-    actors = build_actors(config, whole, load_policy(folder), folder, folder, CPU)
+    model = load_policy(folder)
+    actors = build_actors(config, whole, model, adapted_base(config, model, CPU, 0), folder, folder, CPU)
     torch.manual_seed(1)
     critic = actors.critic.engine.module
     torch.nn.init.normal_(critic.head.weight if hasattr(critic, "head") else critic.model.score.weight, std=0.2)
