@@ -46,18 +46,18 @@ def run(ctx: StageContext) -> dict:
     dist.init(ctx.config.launch.device)
     rounds: list[Path] = []
     results: list[dict[str, Any]] = []
+    over = dist.broadcast_object((ctx.folder / "model").is_dir())  # a start that was stopped after the last round
     for number in range(settings.rounds):
         folder = ctx.folder / SHARDS / f"round_{number}"
         steps = sum(result["steps"] for result in results)
         done = dist.broadcast_object((folder / "result.json").is_file())
-        if not done and not _round(ctx, settings, number, rounds, folder, steps):
+        if not done and (over or not _round(ctx, settings, number, rounds, folder, steps)):
             break  # the policy's answers differ no more; there is one round at least
         rounds.append(folder)
         results.append(json.loads((folder / "result.json").read_text()))
     if dist.is_main():
         write_jsonl(ctx.folder / "pairs.jsonl", [row for folder in rounds for row in read_jsonl(folder / "pairs.jsonl", PairRow)])
-        if (rounds[-1] / "model").is_dir():  # not yet moved by a start that was stopped here
-            shutil.rmtree(ctx.folder / "model", ignore_errors=True)
+        if not over:
             (rounds[-1] / "model").rename(ctx.folder / "model")
     dist.barrier()
     return _together(results)

@@ -160,4 +160,6 @@ def test_steps_are_paired_after_the_same_right_steps(scored, tmp_path, monkeypat
 def test_a_round_without_a_pair_is_the_last(scored, tmp_path, monkeypatch):
     real = dpo._pairs
     monkeypatch.setattr(dpo, "_pairs", lambda ctx, settings, number, start: real(ctx, settings, number, start) if number == 0 else ([], {}))
-    assert dpo.run(context(tmp_path / "dpo", scored, rounds=3))["rounds"] == 1 and weights(tmp_path / "dpo")
+    first = dpo.run(context(tmp_path / "dpo", scored, rounds=3))
+    assert first["rounds"] == 1 and weights(tmp_path / "dpo")
+    assert dpo.run(context(tmp_path / "dpo", scored, rounds=3)) == first  # stopped before the manifest: nothing is done again
