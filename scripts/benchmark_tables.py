@@ -98,8 +98,8 @@ def peer_environment(folder: Path, package: str, torch: str) -> str:
     return str(python)
 
 
-def measure(python: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What a fresh process measured of a job of `benchmark_job.py`; `folder` is emptied first and gets its files and its log."""
+def measure(python: str, job: dict[str, Any], folder: Path, script: str = "benchmark_job.py") -> dict[str, Any]:
+    """What a fresh process measured of a job of `script`; `folder` is emptied first and gets its files and its log."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     file = folder / "job.json"
@@ -108,7 +108,7 @@ def measure(python: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     environment |= {"WANDB_MODE": "disabled", "TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     if job.get("memory"):  # so that what is freed is given back at once: resident is what is held, not what malloc keeps
         environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [python, str(Path(__file__).with_name("benchmark_job.py")), str(file)]
+    command = [python, str(Path(__file__).with_name(script)), str(file)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     (folder / "log").write_text(done.stdout + done.stderr)
     if done.returncode:
