@@ -180,9 +180,7 @@ def ppo_trl(job: dict[str, Any]) -> dict[str, Any]:
 
     def forced_generate(input_ids: torch.Tensor, **more: Any) -> Any:
         lengths = [next(coming)["length"] for _ in input_ids]
-        found = generate(
-            input_ids=input_ids, logits_processor=[Forced(lengths, input_ids.shape[1], job["stop"], job["never"])], **more
-        )
+        found = generate(input_ids=input_ids, logits_processor=[Forced(lengths, input_ids.shape[1], job["stop"], job["never"])], **more)
         answers = found.sequences[:, input_ids.shape[1] :]
         assert [int((row == job["stop"]).int().argmax()) + 1 for row in answers] == lengths and answers.shape[1] == max(lengths)
         return found

@@ -27,7 +27,7 @@ from rlef.rollout.base import Generator
 class Said:
     """What a net says of a micro-batch, tensors of (b, width); None: not its task."""
 
-    policy: tuple[torch.Tensor, torch.Tensor] | None = None  # log-probabilities and entropies
+    policy: tuple[torch.Tensor, torch.Tensor | None] | None = None  # log-probabilities, and entropies where they are wanted
     values: torch.Tensor | None = None
 
 
@@ -39,30 +39,30 @@ class Net:
     value_coef: float = 1.0  # weight of the value loss beside the policy's
     parts: ClassVar[tuple[str, ...]]  # whose gradient its engine's norm is of
 
-    def read(self, batch: Columns, width: int, temperature: float, *, entropy_gradient: bool = False) -> Said:
+    def read(self, batch: Columns, width: int, temperature: float, *, entropy: bool = False) -> Said:
         raise NotImplementedError
 
 
 class PolicyNet(Net):
     parts = ("policy",)
 
-    def read(self, batch: Columns, width: int, temperature: float, *, entropy_gradient: bool = False) -> Said:
-        return Said(policy=self.engine.forward(batch, width, temperature, entropy_gradient=entropy_gradient))
+    def read(self, batch: Columns, width: int, temperature: float, *, entropy: bool = False) -> Said:
+        return Said(policy=self.engine.forward(batch, width, temperature, entropy=entropy))
 
 
 class CriticNet(Net):
     parts = ("value",)
 
-    def read(self, batch: Columns, width: int, temperature: float, *, entropy_gradient: bool = False) -> Said:
+    def read(self, batch: Columns, width: int, temperature: float, *, entropy: bool = False) -> Said:
         return Said(values=self.engine.forward(batch, width))
 
 
 class TwoHeadsNet(Net):
     parts = ("policy", "value")
 
-    def read(self, batch: Columns, width: int, temperature: float, *, entropy_gradient: bool = False) -> Said:
-        logprobs, entropy, values = self.engine.forward(batch, width, temperature, entropy_gradient=entropy_gradient)
-        return Said((logprobs, entropy), values)
+    def read(self, batch: Columns, width: int, temperature: float, *, entropy: bool = False) -> Said:
+        logprobs, spread, values = self.engine.forward(batch, width, temperature, entropy=entropy)
+        return Said((logprobs, spread), values)
 
 
 class ValueHeadNet(Net):
@@ -70,14 +70,16 @@ class ValueHeadNet(Net):
 
     parts = ("value",)
 
-    def read(self, batch: Columns, width: int, temperature: float, *, entropy_gradient: bool = False) -> Said:
+    def read(self, batch: Columns, width: int, temperature: float, *, entropy: bool = False) -> Said:
         return Said(values=self.engine.forward(batch, width, temperature, trunk_gradient=False)[2])
 
 
 class Actors:
     """Whole copies: a policy, a critic and a frozen reference. The other layouts differ from it where they say so."""
 
-    def __init__(self, policy: Net, critic: Net, reference: Callable[[Columns, int, float], tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def __init__(
+        self, policy: Net, critic: Net, reference: Callable[[Columns, int, float], tuple[torch.Tensor, torch.Tensor | None]]
+    ) -> None:
         self.policy, self.critic, self._reference = policy, critic, reference
 
     @property

@@ -65,7 +65,7 @@ class AdaptedBase:
         """The base's own, by their names without adapters."""
         return {name.replace(".base_layer", ""): weight for name, weight in self.model.named_parameters() if ".lora_" not in name}
 
-    def reference(self, batch: Columns, width: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def reference(self, batch: Columns, width: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What TokenPolicy gives with all adapters off."""
         self.use(None)
         return self.policy(batch, width, temperature)
@@ -95,10 +95,10 @@ class AdapterPolicy(_OnBase):
         super().__init__(base, POLICY)
 
     def forward(
-        self, batch: Columns, width: int, temperature: float = 1.0, *, entropy_gradient: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, batch: Columns, width: int, temperature: float = 1.0, *, entropy: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         self.base.use(POLICY)
-        return self.base.policy(batch, width, temperature, entropy_gradient=entropy_gradient)
+        return self.base.policy(batch, width, temperature, entropy=entropy)
 
 
 class AdapterCritic(_OnBase):

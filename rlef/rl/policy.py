@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForTokenClassification, PreTrained
 from reward_models.model import label_head
 from rlef.errors import UserError
 from rlef.rl.batch import Columns
+from rlef.rl.logprobs import token_logprobs
 
 
 def model_inputs(model: PreTrainedModel, batch: Columns) -> dict[str, Any]:
@@ -47,17 +48,12 @@ def lm_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
     return head(states)
 
 
-def token_logprobs(
-    logits: torch.Tensor, batch: Columns, width: int, temperature: float, *, entropy_gradient: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(b, width) log-probabilities and (b, width) entropies of (N, V) logits, fp32 or wider."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    normaliser = torch.logsumexp(logits, -1)
-    logprobs = logits.gather(-1, batch.token[:, None]).squeeze(-1) - normaliser
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        probabilities = (logits - normaliser[:, None]).exp_()
-        entropy = normaliser - (probabilities * logits).sum(-1)
-    return batch.spread(logprobs, width), batch.spread(entropy, width)
+def spread_logprobs(
+    logits: torch.Tensor, batch: Columns, width: int, temperature: float, *, entropy: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(b, width) log-probabilities and, where wanted, (b, width) entropies of (N, V) logits, fp32 or wider. Uses the logits up."""
+    logprobs, spread = token_logprobs(logits, batch.token, temperature, entropy=entropy)
+    return batch.spread(logprobs, width), batch.spread(spread, width) if spread is not None else None
 
 
 class TokenPolicy(nn.Module):
@@ -69,15 +65,15 @@ class TokenPolicy(nn.Module):
         self._head_alone = head_alone(model)
 
     def forward(
-        self, batch: Columns, width: int, temperature: float = 1.0, *, entropy_gradient: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(b, width) log-probabilities and (b, width) entropies (with a gradient only where it is wanted), fp32 or wider."""
+        self, batch: Columns, width: int, temperature: float = 1.0, *, entropy: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(b, width) log-probabilities and, where wanted, (b, width) entropies, fp32 or wider."""
         with products(batch.input_ids.device, self.bf16):
             if self._head_alone:
                 logits = lm_logits(self.model, trunk_states(self.model, batch))
             else:
                 logits = self.model(**model_inputs(self.model, batch)).logits[batch.sequence, batch.state]
-        return token_logprobs(logits, batch, width, temperature, entropy_gradient=entropy_gradient)
+        return spread_logprobs(logits, batch, width, temperature, entropy=entropy)
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
         self.model.save_pretrained(folder, **kwargs)
@@ -107,10 +103,10 @@ class TwoHeads(nn.Module):
         self._head_alone = head_alone(model)
 
     def forward(
-        self, batch: Columns, width: int, temperature: float = 1.0, *, entropy_gradient: bool = False, trunk_gradient: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(b, width) log-probabilities, entropies and values of one pass through the trunk; with a gradient in the value head alone where
-        the trunk is to have none."""
+        self, batch: Columns, width: int, temperature: float = 1.0, *, entropy: bool = False, trunk_gradient: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """(b, width) log-probabilities, entropies (None unless wanted) and values of one pass through the trunk; with a gradient
+        in the value head alone where the trunk is to have none."""
         with torch.set_grad_enabled(trunk_gradient and torch.is_grad_enabled()):
             with products(batch.input_ids.device, self.bf16):
                 if self._head_alone:
@@ -119,7 +115,7 @@ class TwoHeads(nn.Module):
                 else:
                     output = self.model(**model_inputs(self.model, batch), output_hidden_states=True)
                     logits, states = (one[batch.sequence, batch.state] for one in (output.logits, output.hidden_states[-1]))
-            told = token_logprobs(logits, batch, width, temperature, entropy_gradient=entropy_gradient)
+            told = spread_logprobs(logits, batch, width, temperature, entropy=entropy)
         return *told, self.head.of_states(states, batch, width)
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:

@@ -29,9 +29,12 @@ def fill(batch: RolloutBatch, actors: Actors, settings: PpoStage, pad: int, devi
             layout, width = columns(part, pad, device, shared=settings.share_prompts), part.mask.shape[1]
             batch.ref_logprobs[index, :width] = actors.reference(layout, width, settings.temperature).to(batch.mask).cpu()
             for net in actors.trained(train_policy=True):
-                said = net.read(layout, width, settings.temperature)
+                said = net.read(layout, width, settings.temperature, entropy=True)
                 if said.policy is not None:
-                    batch.old_logprobs[index, :width], entropy[index, :width] = (one.to(batch.mask).cpu() for one in said.policy)
+                    logprobs, spread = said.policy
+                    assert spread is not None
+                    batch.old_logprobs[index, :width] = logprobs.to(batch.mask).cpu()
+                    entropy[index, :width] = spread.to(batch.mask).cpu()
                 if said.values is not None:
                     batch.values[index, :width] = said.values.to(batch.mask).cpu()
     return entropy
@@ -80,7 +83,7 @@ def update(
                 layout = columns(part, pad, device, shared=settings.share_prompts)
                 width, final = part.mask.shape[1], number == pieces - 1
                 for net in actors.trained(train_policy):
-                    said = net.read(layout, width, settings.temperature, entropy_gradient=settings.entropy_coef > 0)
+                    said = net.read(layout, width, settings.temperature, entropy=settings.entropy_coef > 0)
                     loss = torch.zeros((), device=device)
                     if said.values is not None:
                         old, target = part.values.to(device), part.returns.to(device)
@@ -100,7 +103,7 @@ def update(
                             dual_clip=settings.dual_clip,
                             weights=shares * part.weights.to(device),
                         )
-                        bonus = settings.entropy_coef * masked(entropy * shares, mask).sum() if settings.entropy_coef > 0 else 0.0
+                        bonus = settings.entropy_coef * masked(entropy * shares, mask).sum() if entropy is not None else 0.0
                         loss = loss + (p_loss - bonus) / divisor
                         step.add(policy_loss=p_loss, **p_sums)
                     net.engine.backward(loss, last=final)

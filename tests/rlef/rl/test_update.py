@@ -241,7 +241,7 @@ def test_8_each_mean_is_over_the_whole_step_whatever_the_micro_batches(tiny_fold
 
     policy, _, batch = prepared(tiny_folder, tokenizer, config)
     layout = columns(batch, tokenizer.pad_token_id, CPU)
-    logprobs, entropy = policy.forward(layout, batch.mask.shape[1], entropy_gradient=True)
+    logprobs, entropy = policy.forward(layout, batch.mask.shape[1], entropy=True)
     rows = []
     for row, answer in enumerate(batch.answers):
         tokens = slice(0, len(answer))
@@ -459,7 +459,7 @@ def test_temperature_is_applied_to_what_is_scored(tiny_folder, tiny):
     policy, _ = engines(tiny_folder)
     prompt, answer = tuple(tokenizer.encode("Ann has 3")), (5, 6)
     batch = RolloutBatch.of([prompt], [answer], [(0.0, 0.0)], [0])
-    got, entropy = policy.forward(columns(batch, 0, CPU), 2, 0.7)
+    got, entropy = policy.forward(columns(batch, 0, CPU), 2, 0.7, entropy=True)
     logits = policy.module.model(torch.tensor([list(prompt + answer)])).logits[0, len(prompt) - 1 : -1] / 0.7
     expected = torch.log_softmax(logits, -1)
     assert torch.allclose(got[0], expected[[0, 1], list(answer)], atol=1e-5)
