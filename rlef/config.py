@@ -570,6 +570,9 @@ class PpoStage(RewardSettings):
     lr_decay: bool = Field(default=False, description="the policy's learning rate falls linearly to 0 at the last optimiser step")
     max_grad_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = Field(default=False, description="less memory, more time; not part of the fingerprint")
+    profile: bool = Field(
+        default=False, description="write trace.json.gz, the operations of one iteration, for Perfetto; not part of the fingerprint"
+    )
     whiten_advantages: bool = True
     average: float | None = Field(
         default=None,

@@ -47,6 +47,7 @@ from rlef.sources import read_problems, with_answers
 NOT_IN_FINGERPRINT = {
     "micro_batch_size", "gradient_checkpointing", "save_every", "score_batch_size", "rollout_batch_size", "paid", "require", "seed",
     "rollout", "servers",
+    "profile",
 }  # fmt: skip
 DECODING_KINDS = ("label", "evaluate", "evolve")  # their batch_size is rows decoded together: sampling noise does not depend on it
 FOR_FEEDBACK = {"band", "keep_outside", "samples", "temperature", "max_tokens", "use_answers"}  # of an evolve stage, read by feedback alone

@@ -92,6 +92,12 @@ def by_length(batch: RolloutBatch, index: Sequence[int], size: int, *, shared: b
         yield part
 
 
+def read_tokens(batch: RolloutBatch, shared: bool) -> int:
+    """Tokens of the sequences of `columns`, without padding: with `shared`, a prompt once for all its answers."""
+    prompts = set(batch.prompts) if shared else batch.prompts
+    return sum(map(len, prompts)) + sum(map(len, batch.answers))
+
+
 @dataclass(frozen=True)
 class Columns:
     """Sequences, right-padded to L, and where the answers' states lie in them. b rows, N = sum of their answer lengths.

@@ -11,7 +11,7 @@ from rlef.engines import dist
 from rlef.rl.actors import Actors
 from rlef.rl.advantages import masked
 from rlef.rl.average import Average
-from rlef.rl.batch import RolloutBatch, by_length, columns
+from rlef.rl.batch import RolloutBatch, by_length, columns, read_tokens
 from rlef.rl.losses import policy_loss, token_shares, value_loss
 from rlef.rl.monitor import Sums
 from rlef.rollout.base import seed_of
@@ -82,6 +82,7 @@ def update(
                 mask = (part.mask if index else torch.zeros_like(part.mask)).to(device)
                 layout = columns(part, pad, device, shared=settings.share_prompts)
                 width, final = part.mask.shape[1], number == pieces - 1
+                step.add(read=read_tokens(part, settings.share_prompts) if index else 0)
                 for net in actors.trained(train_policy):
                     said = net.read(layout, width, settings.temperature, entropy=settings.entropy_coef > 0)
                     loss = torch.zeros((), device=device)
@@ -138,6 +139,8 @@ def update(
         "value/clip_fraction": totals.get("value_clipped", 0.0) / tokens,
         "value/grad_norm": _mean(norms["value"]),
         "optim/steps": float(steps),
+        "optim/tokens": totals.get("read", 0.0),
+        "optim/answer_tokens": totals.get("tokens", 0.0),
         "optim/skipped_steps": float(skipped),
         "optim/lr": learning_rate,
         "ppo/early_stop": float(stopped),

@@ -26,7 +26,9 @@ from rlef.rl.monitor import Alarms, is_exact, rollout_metrics
 from rlef.rl.policy import products
 from rlef.rl.reward import length_penalty, place_rewards
 from rlef.rl.sampling import Prompt, Sample, load_reward, read_prompts, sample_answers, score_answers, take_prompts
+from rlef.rl.trace import Trace
 from rlef.rl.update import fill, update
+from rlef.rl.utilisation import Multiplied, matmul_rate
 from rlef.rollout.base import SamplingParams
 from rlef.stages.context import StageContext
 from rlef.stages.fresh import FreshRounds
@@ -41,7 +43,8 @@ MOST_UNJUDGED = 3  # iterations in a row without a single answer that could be j
 @contextmanager
 def timed(times: dict[str, float], name: str):
     start = time.perf_counter()
-    yield
+    with torch.profiler.record_function(name):
+        yield
     times[f"time/{name}"] = times.get(f"time/{name}", 0.0) + time.perf_counter() - start
 
 
@@ -68,6 +71,10 @@ def run(ctx: StageContext) -> dict:
         # Before the others take the IRM's room. Iterations that a resumed run has behind it too: other batches give other last digits.
         reward.settle_instructions([prompt.problem.question for chosen in coming for prompt in chosen[dist.rank() :: dist.world()]])
     critic_start = _critic_folder(ctx, tokenizer) if settings.critic_init == "prm" else start
+    # Of whole copies alone: adapters and a shared trunk need other operations.
+    whole = settings.lora is None and not settings.shared_trunk
+    multiplied = Multiplied.of(policy_model)
+    rate = matmul_rate(policy_model, device, torch.bfloat16 if settings.bf16 else policy_model.dtype) if whole else None
     actors = build_actors(settings, ctx.config, policy_model, base, start, critic_start, device)
     generator = make_generator(ctx, actors.sampler, tokenizer, start)
     sampling = SamplingParams(settings.max_tokens, settings.temperature, stops)
@@ -77,11 +84,15 @@ def run(ctx: StageContext) -> dict:
     alarms = Alarms()
     first, kl_coef = _resume(ctx, actors, average, alarms)
     ctx.tracker.truncate(first)
+    # The first one that also trains the policy and is not the process's first, which still warms up.
+    traced = min(max(first + 1, settings.critic_warmup), settings.iterations - 1)
+    trace = Trace(ctx.folder / "trace.json.gz", traced if settings.profile and dist.is_main() else None)
     last: list[Sample] = []
     unjudged = 0  # iterations in a row
     with ctx.tracker.progress(ctx.name, settings.iterations - first) as advance:
         for iteration in range(first, settings.iterations):
             times: dict[str, float] = {}
+            trace.begin(iteration)
 
             # 0. The prompts; at the start of a fresh round the teacher evolves those of the round before.
             if fresh is None:
@@ -130,6 +141,8 @@ def run(ctx: StageContext) -> dict:
             with timed(times, "update"):
                 updates = update(actors, batch, settings, iteration, ctx.seed, pad, device, average)
 
+            trace.end()
+
             # 5. Log, show, save.
             metrics = rollout_metrics(batch, samples, entropy) | updates | synced | times | {"ppo/kl_coef": kl_coef}
             if settings.kl_target is not None:
@@ -152,6 +165,12 @@ def run(ctx: StageContext) -> dict:
             seconds = sum(times.values())
             metrics["perf/tokens_per_second"] = metrics["rollout/tokens"] / seconds
             metrics["perf/samples_per_second"] = settings.prompts_per_iteration * settings.samples_per_prompt / seconds
+            operations = multiplied.update_flops(
+                metrics["optim/tokens"], metrics["optim/answer_tokens"], policy=iteration >= settings.critic_warmup
+            )
+            metrics["perf/update_tokens_per_second"] = metrics["optim/tokens"] / times["time/update"]
+            if rate is not None:
+                metrics["perf/mfu"] = operations / (times["time/update"] * rate * dist.world())
             ctx.tracker.log(metrics, iteration + 1)
             advance(1, reward=metrics["reward/total"], kl=metrics["ppo/kl"], length=metrics["rollout/length"])
             last = samples
