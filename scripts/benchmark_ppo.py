@@ -13,7 +13,7 @@ from typing import Any
 from benchmark_reward_models import ANNOTATION, write
 from benchmark_tables import Table, by_turns, measure, over, ratio
 
-PARTS = ("speed", "memory")
+PARTS = ("generation", "utilisation", "speed", "memory")
 JOB = "benchmark_ppo_job.py"
 
 
@@ -43,13 +43,13 @@ class PpoBench:
 
         self.name, self.model, self.scale, self.out, self.peer, self.threads = name, model, scale, out, peer, threads
         self.tokenizer = load_tokenizer(model)
-        self.stop = int(self.tokenizer.eos_token_id)
+        self.stop, self.pad = int(self.tokenizer.eos_token_id), int(self.tokenizer.pad_token_id)
         random.Random(0).shuffle(shuffled := list(lines))
         self.lines = shuffled
 
     def run(self, kind: str, name: str, *, python: str = sys.executable, **job: Any) -> dict[str, Any]:
         common = {"kind": kind, "model": str(self.model), "threads": self.threads, "stop": self.stop}
-        return measure(python, common | {"never": [self.stop, int(self.tokenizer.pad_token_id)]} | job, self.out / name, JOB)
+        return measure(python, common | {"never": [self.stop, self.pad], "pad_id": self.pad} | job, self.out / name, JOB)
 
     def lengths(self, count: int) -> list[int]:
         """Tokens of gold solutions with their end: an answer's length is that of a solution to some question, not to its own."""
@@ -92,10 +92,10 @@ class PpoBench:
             (folder / SETTINGS).write_text(settings.model_dump_json())
         return str(folder)
 
-    def ours(self, name: str, *, memory: bool = False, **settings: Any) -> dict[str, Any]:
-        """An iteration has the same answers, optimiser steps and sizes of batches on both sides; `settings` of the stage besides."""
-        scale, (prompts, rows) = self.scale, self.rows()
-        equal = {
+    def settings(self) -> dict[str, Any]:
+        """Of the stage: the same answers, optimiser steps and sizes of batches as theirs."""
+        scale = self.scale
+        return {
             "kind": "ppo",
             "iterations": scale.iterations + 1,
             "prompts_per_iteration": scale.prompts,
@@ -111,7 +111,10 @@ class PpoBench:
             "policy_lr": 1e-6,
             "critic_lr": 1e-6,
         }
-        return self.run("ppo_ours", name, rows=rows, prompts=prompts, prm=self.prm(), memory=memory, settings=equal | settings)
+
+    def ours(self, name: str, *, memory: bool = False, **settings: Any) -> dict[str, Any]:
+        prompts, rows = self.rows()
+        return self.run("ppo_ours", name, rows=rows, prompts=prompts, prm=self.prm(), memory=memory, settings=self.settings() | settings)
 
     def theirs(self, name: str, *, memory: bool = False) -> dict[str, Any]:
         scale, (_, rows) = self.scale, self.rows()
@@ -136,6 +139,27 @@ class PpoBench:
         }
         return self.run("ppo_trl", name, python=self.peer, rows=rows, memory=memory, arguments=arguments)
 
+    def generation(self) -> Table:
+        """The answers of an iteration, by rlef's sampler and by transformers."""
+        answers = self.scale.prompts * self.scale.samples
+        job = {"rows": self.rows()[1], "answers": answers, "together": self.scale.together, "repeats": self.scale.repeats}
+        found = self.run("generation", "generation", **job)
+        line = ratio("answers per second, ours / transformers' generate", over(found["theirs"], found["ours"]), at_least=1.8)
+        taken = " and ".join(f"{statistics.median(found[side]):.2f} s {side}" for side in ("ours", "theirs"))
+        return Table(f"Generation of {self.name}", [line], [f"{answers} answers: {taken}"])
+
+    def utilisation(self) -> Table:
+        """PPO's update and a plain training step, over the best matrix product at the model's shapes."""
+        job = {"rows": self.rows()[1], "answers": self.scale.prompts * self.scale.samples, "repeats": self.scale.repeats}
+        lines, notes = [], []
+        for how, shared in (("", False), (" with share_prompts", True)):
+            settings = self.settings() | {"share_prompts": shared, "epochs": 1}
+            found = self.run("utilisation", f"utilisation_{int(shared)}", settings=settings, **job)
+            lines.append(ratio(f"model-FLOPs utilisation of the update{how}", found["ours"], at_least=0.7))
+            lines.append(ratio(f"the same / that of a plain training step{how}", over(found["ours"], found["theirs"]), at_least=1.1))
+            notes.append(f"{found['rate'] / 1e9:.0f} GFLOP/s in the best of 15 products{how}")
+        return Table(f"Utilisation of {self.name}, real tokens alone", lines, notes)
+
     def speed(self) -> Table:
         """Whole iterations."""
         ours, shared, theirs = by_turns(
@@ -149,6 +173,9 @@ class PpoBench:
             ratio("samples per second, ours / TRL", over(*seconds(theirs, ours)), at_least=2.0),
             ratio("the same with share_prompts", over(*seconds(theirs, shared)), at_least=2.0),
         ]
+        for what, runs in (("", ours), (" with share_prompts", shared)):
+            spent = [[run["processor_seconds"] for run in side] for side in (theirs, runs)]
+            lines.append(ratio(f"processor seconds{what}, which other work distorts less: TRL / ours", over(*spent)))
         notes = []
         for phase, what in PHASES.items():
             lines.append(ratio(f"{what}: time of TRL / ours", over(*seconds(theirs, ours, phase=phase))))

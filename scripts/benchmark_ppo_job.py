@@ -10,6 +10,10 @@ it loaded its first model.
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch: where others work too, a thread that spins takes what it waits for
+
 import contextlib
 import ctypes
 import gc
@@ -32,6 +36,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.start_bytes, self.began, self.ended, self.iterations = resident("VmRSS"), 0.0, 0.0, 0
+        self.processor = 0.0  # seconds of all threads
         self.phases: dict[str, float] = {}
         self.steps: dict[int, int] = {}  # by optimiser
         register_optimizer_step_post_hook(self._step)
@@ -50,13 +55,14 @@ class Clock:
         self.ended = time.perf_counter()
         if self.began:
             self.iterations += 1
+            self.processor_seconds = time.process_time() - self.processor
             return
         self.phases.clear()
         self.steps.clear()
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-        self.began = time.perf_counter()
+        self.began, self.processor = time.perf_counter(), time.process_time()
 
     def found(self) -> dict[str, Any]:
         seconds = self.ended - self.began
@@ -64,6 +70,7 @@ class Clock:
         peak = resident("VmHWM")
         return {
             "seconds": seconds,
+            "processor_seconds": self.processor_seconds,
             "iterations": self.iterations,
             "steps": max(self.steps.values(), default=0),
             "phases": self.phases | {"rest": rest},
@@ -206,7 +213,106 @@ def ppo_trl(job: dict[str, Any]) -> dict[str, Any]:
     return clock.found()
 
 
-JOBS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {one.__name__: one for one in (ppo_ours, ppo_trl)}
+# ----------------------------------------------------------------------------------- parts, beside transformers
+
+
+def generation(job: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of rlef's sampler and of transformers' `generate`, by turns, on the same prompts in batches of the same size."""
+    from rlef.models import load_policy
+    from rlef.rollout.base import SampleRequest, SamplingParams
+    from rlef.rollout.hf import HFGenerator
+
+    rows, size, pad = rows_of(job["rows"])[: job["answers"]], job["together"], job["pad_id"]
+    model, lengths = load_policy(job["model"]), [row["length"] for row in rows]
+    force_ours(keyed_lengths(rows), job["stop"], job["never"])
+    requests = [SampleRequest(tuple(row["input_ids"]), (0, row["iteration"], int(row["id"], 16), row["sample"])) for row in rows]
+    sampler, params = HFGenerator(model, pad, size), SamplingParams(max(lengths), 1.0, (job["stop"],))
+
+    def ours() -> list[int]:
+        return [len(one.tokens) for one in sampler.generate(requests, params)]
+
+    def theirs() -> list[int]:
+        found = []
+        for start in range(0, len(rows), size):
+            part = [row["input_ids"] for row in rows[start : start + size]]
+            width = max(map(len, part))
+            ids = torch.tensor([[pad] * (width - len(one)) + one for one in part])
+            mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in part])
+            made = model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=max(lengths), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                eos_token_id=job["stop"], pad_token_id=pad,
+                logits_processor=[Forced(lengths[start : start + size], width, job["stop"], job["never"])],
+            )  # fmt: skip
+            found += [int((row == job["stop"]).int().argmax()) + 1 for row in made[:, width:]]
+        return found
+
+    return by_turns(job["repeats"], ours, theirs, lengths)
+
+
+def by_turns(repeats: int, ours: Callable[[], Any], theirs: Callable[[], Any], expected: Any = None) -> dict[str, Any]:
+    """Seconds of both sides, after a turn of each that is not counted."""
+    taken: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for number in range(repeats + 1):
+        for name, side in (("ours", ours), ("theirs", theirs)) if number % 2 else (("theirs", theirs), ("ours", ours)):
+            began = time.perf_counter()
+            found = side()
+            taken[name].append(time.perf_counter() - began)
+            assert found == expected
+    return {name: values[1:] for name, values in taken.items()}
+
+
+def utilisation(job: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of PPO's update, and of a plain training step of transformers on the same rows, and the operations of each that count."""
+    from rlef.config import PpoStage
+    from rlef.engines import make_engine
+    from rlef.models import load_policy
+    from rlef.rl.batch import RolloutBatch, read_tokens
+    from rlef.rl.policy import TokenCritic, TokenPolicy
+    from rlef.rl.update import update
+    from rlef.rl.utilisation import Multiplied, matmul_rate
+
+    settings, rows, cpu = PpoStage(**job["settings"]), rows_of(job["rows"])[: job["answers"]], torch.device("cpu")
+    noise = torch.Generator().manual_seed(0)
+    answers = [torch.randint(4, 1000, (row["length"],), generator=noise).tolist() for row in rows]
+    prompts = [row["input_ids"] for row in rows]
+    batch = RolloutBatch.of(prompts, answers, [[0.0] * len(one) for one in answers], range(len(rows)))
+    batch.advantages, batch.returns = (torch.randn(batch.mask.shape, generator=noise) for _ in range(2))
+    common = {"lr": 1e-6, "device": cpu, "deepspeed_json": None}
+    policy = make_engine(TokenPolicy(load_policy(job["model"])), **common)
+    critic = make_engine(TokenCritic.from_folder(job["model"]), **common)
+    plain = load_policy(job["model"]).train()
+    adam = torch.optim.AdamW(plain.parameters(), lr=1e-6)
+
+    def ours() -> None:
+        update(policy, critic, batch, settings, 0, 0, job["pad_id"], cpu)
+
+    def theirs() -> None:
+        for start in range(0, len(rows), settings.micro_batch_size):
+            part = list(zip(prompts, answers, strict=True))[start : start + settings.micro_batch_size]
+            width = max(len(prompt) + len(answer) for prompt, answer in part)
+            ids, mask, labels = (torch.full((len(part), width), value) for value in (job["pad_id"], 0, -100))
+            for place, (prompt, answer) in enumerate(part):
+                end = len(prompt) + len(answer)
+                ids[place, :end], mask[place, :end] = torch.tensor(prompt + answer), 1
+                labels[place, len(prompt) : end] = torch.tensor(answer)
+            plain(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        adam.step()
+        adam.zero_grad()
+
+    multiplied, told = Multiplied.of(plain), int(batch.mask.sum())
+    every = read_tokens(batch, False)
+    rate = matmul_rate(plain, cpu)
+    taken = by_turns(job["repeats"], ours, theirs)
+    rate = max(rate, matmul_rate(plain, cpu))
+    flops = {
+        "ours": multiplied.update_flops(read_tokens(batch, settings.share_prompts), told),
+        "theirs": 6.0 * (multiplied.body * every + multiplied.head * told),
+    }
+    return {"rate": rate} | {name: [flops[name] / (one * rate) for one in values] for name, values in taken.items()}
+
+
+JOBS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {one.__name__: one for one in (ppo_ours, ppo_trl, generation, utilisation)}
 
 
 def main() -> int:
