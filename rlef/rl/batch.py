@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
+LARGE, MOST_PADDING = 2048, 0.1  # slots that keep a device busy; share of them
+
 
 @dataclass
 class RolloutBatch:
@@ -74,20 +76,24 @@ class RolloutBatch:
 
 
 def by_length(batch: RolloutBatch, index: Sequence[int], size: int, *, shared: bool = False) -> Iterator[list[int]]:
-    """Micro-batches of about `size` rows, alike in length. Under a global token count the order changes no gradient, only the padding.
+    """Micro-batches of up to about `size` rows, alike in length: fewer where more than MOST_PADDING of a large one would be padding. Under
+    a global token count this changes no gradient, only the work.
 
     `shared`: rows of one prompt stay together, as `columns` needs them.
     """
     groups: dict[object, list[int]] = {}
     for row in index:
         groups.setdefault(batch.prompts[row] if shared else row, []).append(row)
-    ordered = sorted(groups.values(), key=lambda rows: (len(batch.prompts[rows[0]]) + sum(len(batch.answers[row]) for row in rows), rows))
+    ordered = sorted((len(batch.prompts[rows[0]]) + sum(len(batch.answers[row]) for row in rows), rows) for rows in groups.values())
     part: list[int] = []
-    for rows in ordered:
-        if part and len(part) + len(rows) > size:
+    sequences, tokens = 0, 0
+    for length, rows in ordered:
+        slots = (sequences + 1) * length
+        padded = slots > LARGE and tokens + length < (1 - MOST_PADDING) * slots
+        if part and (padded or len(part) + len(rows) > size):
             yield part
-            part = []
-        part = part + rows
+            part, sequences, tokens = [], 0, 0
+        part, sequences, tokens = part + rows, sequences + 1, tokens + length
     if part:
         yield part
 

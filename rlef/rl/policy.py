@@ -19,10 +19,12 @@ from rlef.rl.logprobs import token_logprobs
 def model_inputs(model: PreTrainedModel, batch: Columns) -> dict[str, Any]:
     """What `batch` is for a transformers model. Raises UserError where its attention takes no mask of a shared prompt."""
     mask = batch.attention_mask
+    if mask.dim() == 2:  # padding is on the right, where a causal model never looks: without a mask its kernels skip what lies ahead
+        return {"input_ids": batch.input_ids, "attention_mask": None, "position_ids": batch.position_ids, "use_cache": False}
     kernel = model.config._attn_implementation
-    if mask.dim() == 4 and kernel == "eager":  # added to the scores
+    if kernel == "eager":  # added to the scores
         mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill_(~mask, torch.finfo(model.dtype).min)
-    elif mask.dim() == 4 and kernel != "sdpa":
+    elif kernel != "sdpa":
         raise UserError(f"share_prompts: {kernel} attention takes no such mask", fix="set share_prompts: false")
     return {"input_ids": batch.input_ids, "attention_mask": mask, "position_ids": batch.position_ids, "use_cache": False}
 

@@ -464,3 +464,13 @@ def test_temperature_is_applied_to_what_is_scored(tiny_folder, tiny):
     expected = torch.log_softmax(logits, -1)
     assert torch.allclose(got[0], expected[[0, 1], list(answer)], atol=1e-5)
     assert torch.allclose(entropy[0], -(expected.exp() * expected).sum(-1), atol=1e-4)
+
+
+def test_a_large_micro_batch_is_cut_where_much_of_it_would_be_padding():
+    lengths = [300] * 8 + [310] * 4 + [600] * 4
+    batch = RolloutBatch.of([(5,)] * 16, [(6,) * length for length in lengths], [[0.0] * length for length in lengths], range(16))
+    assert list(by_length(batch, range(16), 16)) == [list(range(12)), list(range(12, 16))]
+    assert list(by_length(batch, range(16), 10)) == [list(range(10)), [10, 11, 12], [13, 14, 15]]
+    small = [0, 1, 12]  # as much padding, but too few tokens to be worth a forward of their own
+    assert list(by_length(batch, small, 16)) == [small]
+    assert list(by_length(batch, [*range(6), 13], 16)) == [list(range(6)), [13]]
