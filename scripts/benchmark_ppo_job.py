@@ -146,7 +146,7 @@ def ppo_ours(job: dict[str, Any]) -> dict[str, Any]:
     config = Config.model_validate({"model": {"path": job["model"]}, "stages": {"ppo": job["settings"]}})
     inputs = {"init": Path(job["model"]), "prompts": Path(job["prompts"]), "prm": Path(job["prm"])}
     folder = Path(job["out"]) / "ppo"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     ppo.run(StageContext("ppo", config, config.stages["ppo"], inputs, folder, Timed("", None, quiet=True)))
     return clock.found()
 
@@ -272,15 +272,14 @@ def utilisation(job: dict[str, Any]) -> dict[str, Any]:
     from rlef.rl.utilisation import Multiplied, matmul_rate
 
     settings, rows, cpu = PpoStage(**job["settings"]), rows_of(job["rows"])[: job["answers"]], torch.device("cpu")
-    noise = torch.Generator().manual_seed(0)
-    answers = [torch.randint(4, 1000, (row["length"],), generator=noise).tolist() for row in rows]
+    plain, noise = load_policy(job["model"]).train(), torch.Generator().manual_seed(0)
+    answers = [torch.randint(4, plain.config.vocab_size, (row["length"],), generator=noise).tolist() for row in rows]
     prompts = [row["input_ids"] for row in rows]
     batch = RolloutBatch.of(prompts, answers, [[0.0] * len(one) for one in answers], range(len(rows)))
     batch.advantages, batch.returns = (torch.randn(batch.mask.shape, generator=noise) for _ in range(2))
     common = {"lr": 1e-6, "device": cpu, "deepspeed_json": None}
     policy = make_engine(TokenPolicy(load_policy(job["model"])), **common)
     critic = make_engine(TokenCritic.from_folder(job["model"]), **common)
-    plain = load_policy(job["model"]).train()
     adam = torch.optim.AdamW(plain.parameters(), lr=1e-6)
 
     def ours() -> None:

@@ -29,7 +29,7 @@ def script(name):
     return module
 
 
-tables, reward_models, job, benchmark = (script(f"benchmark{name}") for name in ("_tables", "_reward_models", "_job", ""))
+tables, reward_models, job, _, benchmark = (script(f"benchmark{name}") for name in ("_tables", "_reward_models", "_job", "_ppo", ""))
 
 
 def test_a_bar_is_for_the_median_and_the_spread_is_shown():

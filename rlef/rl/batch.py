@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-LARGE, MOST_PADDING = 2048, 0.1  # slots that keep a device busy; share of them
+LARGE, MOST_PADDING = 4096, 0.1  # slots that keep a device busy; share of them
 
 
 @dataclass

@@ -467,7 +467,7 @@ def test_temperature_is_applied_to_what_is_scored(tiny_folder, tiny):
 
 
 def test_a_large_micro_batch_is_cut_where_much_of_it_would_be_padding():
-    lengths = [300] * 8 + [310] * 4 + [600] * 4
+    lengths = [600] * 8 + [620] * 4 + [1200] * 4
     batch = RolloutBatch.of([(5,)] * 16, [(6,) * length for length in lengths], [[0.0] * length for length in lengths], range(16))
     assert list(by_length(batch, range(16), 16)) == [list(range(12)), list(range(12, 16))]
     assert list(by_length(batch, range(16), 10)) == [list(range(10)), [10, 11, 12], [13, 14, 15]]
