@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -21,10 +22,11 @@ class Multiplied:
     @classmethod
     def of(cls, model: PreTrainedModel) -> Multiplied:
         """Of a dense causal model that is whole (before ZeRO-3 divides it)."""
-        ends = [layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
-        outside = {id(weight) for weight in ends}
+        embedding: Any = model.get_input_embeddings()
+        head: Any = model.get_output_embeddings()
+        outside = {id(layer.weight) for layer in (embedding, head)}
         body = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in outside)
-        return cls(body, ends[-1].numel())
+        return cls(body, head.weight.numel())
 
     def update_flops(self, tokens: float, answer_tokens: float, *, policy: bool = True) -> float:
         """Of an update that `tokens` went through, prompts included and padding not: 6 a parameter and token (2 forward, 4 backward)
