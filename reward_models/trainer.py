@@ -24,6 +24,7 @@ from reward_models.data import SortedSteps, blanks
 from reward_models.early_stopping import BestWeights
 from reward_models.errors import UserError
 from reward_models.model import Tokenizer, build
+from reward_models.ranks import announce_one_rank
 
 CHECKPOINTS, IDENTITY = "checkpoint", "training.json"
 FREE = ("callbacks", "save_every", "micro_batch_size", "gradient_checkpointing")  # a resumed training may have these otherwise
@@ -81,6 +82,8 @@ def fit(
 
     Raises UserError where out/checkpoint holds those of a training with another `identity` (labels, settings) or other options.
     """
+    if options.deepspeed:
+        announce_one_rank()
     world = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun says; the process group may begin with the Trainer's arguments
     micro = max(1, min(options.micro_batch_size, options.batch_size // world))
     weights = Path(out, adapters.FOLDER) if options.lora else Path(out)

@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reward_models.ranks import announce_one_rank
 from rlef.children import ChildFailed, run_stage_in
 from rlef.config import Config, addresses
 from rlef.errors import UserError
@@ -73,7 +74,9 @@ def call(
             "model": config.model.model_dump(),
             "teacher": config.teacher.model_dump(exclude={"base_url", "api_key_env"}),
             "stage": stage.model_dump(
-                mode="json", exclude={"server", *(key for key in ("irm", "prm") if addresses(getattr(stage, key, None)))}
+                mode="json",
+                exclude={"server": True, "servers": True, "rollout": {"server"}}
+                | {key: True for key in ("irm", "prm") if addresses(getattr(stage, key, None))},
             ),
             "inputs": inputs,
         }
@@ -82,6 +85,8 @@ def call(
             info["wandb"][name] = tracker.wandb_id
             write_json(run.info_file, info)
         tracker.truncate(-1 if stage.kind not in ("ppo", "dpo") else 10**12)  # these drop their own rows when they know where they resume
+    if config.launch.deepspeed is not None:
+        announce_one_rank()
     try:
         context = StageContext(name, config, stage, {key: Path(value) for key, value in inputs.items()}, folder, tracker, run.journal_file)
         result = getattr(importlib.import_module(module), attribute)(context)

@@ -198,12 +198,13 @@ def _check_files(config: Config, path: Path) -> None:
     file("launch.deepspeed", config.launch.deepspeed)
     if config.launch.deepspeed is not None and Path(config.launch.deepspeed).is_file():
         try:
-            if not isinstance(json.loads(Path(config.launch.deepspeed).read_text(encoding="utf-8")), dict):
-                wrong.append(f"launch.deepspeed: {config.launch.deepspeed}: not a JSON object")
+            settings = json.loads(Path(config.launch.deepspeed).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             wrong.append(f"launch.deepspeed: {config.launch.deepspeed}, line {error.lineno}: not valid JSON ({error.msg})")
         else:
-            if zero_stage(config) == 3:
+            if not isinstance(settings, dict):
+                wrong.append(f"launch.deepspeed: {config.launch.deepspeed}: not a JSON object")
+            elif zero_stage(config) == 3:
                 adapted = [name for name, stage in config.stages.items() if stage.kind == "ppo" and stage.lora is not None]
                 wrong += [f"stages.{name}.lora: ZeRO-3 divides weights that all nets share; use ZeRO-2 or lower" for name in adapted]
     for name, stage in config.stages.items():

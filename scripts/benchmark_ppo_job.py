@@ -266,6 +266,7 @@ def utilisation(job: dict[str, Any]) -> dict[str, Any]:
     from rlef.config import PpoStage
     from rlef.engines import make_engine
     from rlef.models import load_policy
+    from rlef.rl.actors import Actors, CriticNet, PolicyNet
     from rlef.rl.batch import RolloutBatch, read_tokens
     from rlef.rl.policy import TokenCritic, TokenPolicy
     from rlef.rl.update import update
@@ -280,10 +281,11 @@ def utilisation(job: dict[str, Any]) -> dict[str, Any]:
     common = {"lr": 1e-6, "device": cpu, "deepspeed_json": None}
     policy = make_engine(TokenPolicy(load_policy(job["model"])), **common)
     critic = make_engine(TokenCritic.from_folder(job["model"]), **common)
+    actors = Actors(PolicyNet(policy), CriticNet(critic), policy.module)
     adam = torch.optim.AdamW(plain.parameters(), lr=1e-6)
 
     def ours() -> None:
-        update(policy, critic, batch, settings, 0, 0, job["pad_id"], cpu)
+        update(actors, batch, settings, 0, 0, job["pad_id"], cpu)
 
     def theirs() -> None:
         for start in range(0, len(rows), settings.micro_batch_size):
@@ -301,9 +303,9 @@ def utilisation(job: dict[str, Any]) -> dict[str, Any]:
 
     multiplied, told = Multiplied.of(plain), int(batch.mask.sum())
     every = read_tokens(batch, False)
-    rate = matmul_rate(plain, cpu)
+    rate = matmul_rate(plain, cpu, plain.dtype)
     taken = by_turns(job["repeats"], ours, theirs)
-    rate = max(rate, matmul_rate(plain, cpu))
+    rate = max(rate, matmul_rate(plain, cpu, plain.dtype))
     flops = {
         "ours": multiplied.update_flops(read_tokens(batch, settings.share_prompts), told),
         "theirs": 6.0 * (multiplied.body * every + multiplied.head * told),

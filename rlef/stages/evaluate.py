@@ -168,7 +168,7 @@ def _answer(
         questions = [voters[place // settings.k].question for place in range(len(read))]
         answers = [answer for _, answer in read]
         judged = judge(prm, questions, [steps for steps, _ in read], answers, [None] * len(read), settings.batch_size)
-    weights = [aggregate(one.scores) if one is not None else 0.0 for one in judged]
+    weights = [aggregate(one.scores) if one is not None else 0.0 for one in judged or [None] * len(read)]
     outcomes = []
     for place, (problem, one) in enumerate(zip(problems, greedy, strict=True)):
         text = decode(tokenizer, one.tokens, stops)

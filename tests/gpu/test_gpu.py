@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 from rlef.config import PpoStage
 from rlef.engines import make_engine
 from rlef.models import load_policy
+from rlef.rl.actors import Actors, CriticNet, PolicyNet
 from rlef.rl.advantages import gae
 from rlef.rl.batch import RolloutBatch
 from rlef.rl.policy import TokenCritic, TokenPolicy
@@ -60,9 +61,10 @@ def test_an_update_moves_both_nets_alike(tiny, tiny_folder, share_prompts):
         nets = TokenPolicy(load_policy(tiny_folder)).double(), TokenCritic.from_folder(tiny_folder).double()
         policy, critic = (make_engine(net, lr=1e-3, max_grad_norm=1.0, warmup_steps=0, device=device, deepspeed_json=None) for net in nets)
         pad = tiny[1].pad_token_id
-        fill(batch, policy, policy.module, critic, settings, pad, device)
+        actors = Actors(PolicyNet(policy), CriticNet(critic), policy.module)
+        fill(batch, actors, settings, pad, device)
         batch.advantages, batch.returns = gae(batch.rewards, batch.values, batch.mask)
-        metrics = update(policy, critic, batch, settings, 0, 0, pad, device)
+        metrics = update(actors, batch, settings, 0, 0, pad, device)
         return metrics, [parameter.detach().cpu() for engine in (policy, critic) for parameter in engine.module.parameters()]
 
     (metrics, here), (other_metrics, there) = moved(CPU), moved(GPU)
@@ -101,6 +103,16 @@ def test_reward_models_score_as_on_the_cpu(run_folder):
     here, there = (ProcessRewardModel.load(run_folder / "prm" / "model", device).score(questions, steps) for device in (CPU, GPU))
     for one, other in zip(here, there, strict=True):
         assert one.scores == pytest.approx(other.scores, abs=1e-4)
+
+
+@pytest.mark.parametrize("layout", [["ppo.bf16=true"], ["ppo.lora.rank=4", "ppo.bf16=true"], ["ppo.shared_trunk=true"]], ids=" ".join)
+def test_ppo_in_each_layout(run_folder, tmp_path, layout):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    rlef(folder, *layout, "--only", "ppo")
+    _, info = AutoModelForCausalLM.from_pretrained(folder / "ppo" / "model", output_loading_info=True)
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert not info["missing_keys"] and last["stage"] == "ppo" and last["optim/skipped_steps"] == 0
 
 
 @pytest.mark.parametrize("zero, stages", [(1, ["sft", "prm", "ppo", "dpo"]), (2, ["sft", "prm", "ppo"]), (3, ["sft", "prm"])])
