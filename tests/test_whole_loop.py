@@ -72,7 +72,8 @@ def test_a_second_round_goes_on_from_a_finished_first_one(finished, tmp_path):
     shown = rlef(
         "run", str(CONFIG), f"run.dir={run}", "run.rounds=2", "evolve_2.choose=feedback", "evolve_2.keep_outside=true", "evolve_2.rounds=1"
     )
-    assert shown.stdout.count("done before") == 9  # all of round 1
+    first = {file.parent.name for file in finished.glob("*/manifest.json")} - {"evaluate", "report"}
+    assert shown.stdout.count("done before") == len(first)
     evolved = [json.loads(line) for line in (run / "evolve_2" / "evolved.jsonl").read_text().splitlines()]
     assert {problem["lineage"]["round"] for problem in evolved} == {3} and all(problem["pass_rate"] is not None for problem in evolved)
     practised = {json.loads(line)["problem_id"] for line in (run / "ppo_2" / "rollouts.jsonl").read_text().splitlines()}
@@ -80,7 +81,7 @@ def test_a_second_round_goes_on_from_a_finished_first_one(finished, tmp_path):
     assert {"sft", "ppo", "dpo", "ppo_2", "dpo_2"} <= set(json.loads((run / "summary.json").read_text())["evaluate"])
     assert all(name in (run / "report.html").read_text() for name in ("(evolve_2)", "(prm_2)", "(ppo_2)"))
     again = rlef("run", str(run / "config.yaml"))
-    assert again.stdout.count("done before") == 17
+    assert again.stdout.count("done before") == len(list(run.glob("*/manifest.json"))) > len(first) + 2
 
 
 @pytest.mark.slow
