@@ -49,9 +49,7 @@ def ppo_alone(tiny_folder, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "layout, kind", [*((layout, kind) for layout in LAYOUTS for kind in ("torch", "zero2")), ("trunk", "zero1")], ids="-".join
-)
+@pytest.mark.parametrize("layout, kind", [*((layout, kind) for layout in LAYOUTS for kind in ("torch", "zero2")), ("trunk", "zero1")])
 def test_8_ppo_update_on_two_ranks_equals_one_process(ppo_alone, tiny_folder, tmp_path, kind, layout):
     alone = ppo_alone[layout]
     two = run("worker_ppo.py", 2, tmp_path / "two.pt", tiny_folder, ZERO[kind], LAYOUTS[layout])
