@@ -230,12 +230,13 @@ JOBS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
-def main() -> int:
+def main(jobs: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]) -> int:
+    """Do the job that the command line names, one of `jobs` by kind."""
     job = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(job["threads"])
-    print("\n" + json.dumps(JOBS[job["kind"]](job)))
+    print("\n" + json.dumps(jobs[job["kind"]](job)))
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(JOBS))

@@ -17,15 +17,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch: where othe
 import contextlib
 import ctypes
 import gc
-import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_job import resident, rows_of
+from benchmark_job import main, resident, rows_of
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 FORCED = 2.0  # no uniform: here the answer ends
@@ -316,12 +314,5 @@ def utilisation(job: dict[str, Any]) -> dict[str, Any]:
 JOBS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {one.__name__: one for one in (ppo_ours, ppo_trl, generation, utilisation)}
 
 
-def main() -> int:
-    job = json.loads(Path(sys.argv[1]).read_text())
-    torch.set_num_threads(job["threads"])
-    print("\n" + json.dumps(JOBS[job["kind"]](job)))
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(JOBS))

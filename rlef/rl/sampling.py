@@ -152,6 +152,7 @@ def as_rollout(sample: Sample, iteration: int) -> Rollout:
         instruction=score.instruction,
         answer=score.answer,
         total=score.total,
+        masked=score.masked,
         length=len(sample.completion.tokens),
         finished=sample.completion.finished,
     )

@@ -16,7 +16,7 @@ from rlef.config import PpoStage
 from rlef.engines import dist
 from rlef.errors import UserError
 from rlef.models import Tokenizer, load_policy, load_tokenizer, model_folder, pick_device, stop_ids
-from rlef.records import Rollout, write_jsonl
+from rlef.records import write_jsonl
 from rlef.rl.actors import Actors, adapted_base, build_actors
 from rlef.rl.advantages import gae, k1, masked, whiten
 from rlef.rl.average import Average
@@ -25,7 +25,7 @@ from rlef.rl.losses import adapted_kl_coef, mismatch_weights
 from rlef.rl.monitor import Alarms, is_exact, rollout_metrics
 from rlef.rl.policy import products
 from rlef.rl.reward import length_penalty, place_rewards
-from rlef.rl.sampling import Prompt, Sample, load_reward, read_prompts, sample_answers, score_answers, take_prompts
+from rlef.rl.sampling import Prompt, Sample, as_rollout, load_reward, read_prompts, sample_answers, score_answers, take_prompts
 from rlef.rl.trace import Trace
 from rlef.rl.update import fill, update
 from rlef.rl.utilisation import Multiplied, matmul_rate
@@ -178,7 +178,7 @@ def run(ctx: StageContext) -> dict:
                 _checkpoint(ctx, actors, average, alarms, iteration + 1, kl_coef)
 
     if dist.is_main():
-        write_jsonl(ctx.folder / "rollouts.jsonl", [_as_rollout(sample, settings.iterations) for sample in last[:KEPT_ROLLOUTS]])
+        write_jsonl(ctx.folder / "rollouts.jsonl", [as_rollout(sample, settings.iterations) for sample in last[:KEPT_ROLLOUTS]])
         ctx.tracker.table("rollouts", *_table(last[:KEPT_ROLLOUTS]))
     generator.close()
     if average is not None:
@@ -256,24 +256,6 @@ def _resume(ctx: StageContext, actors: Actors, average: Average | None, alarms: 
     state = json.loads((folder / "state.json").read_text())
     alarms.load(state["alarms"])
     return int(state["iteration"]), float(state["kl_coef"])
-
-
-def _as_rollout(sample: Sample, iteration: int) -> Rollout:
-    score = sample.score
-    return Rollout(
-        problem_id=sample.prompt.problem.id,
-        iteration=iteration,
-        sample=sample.index,
-        question=sample.prompt.problem.question,
-        text=score.text,
-        step_scores=score.step_scores,
-        instruction=score.instruction,
-        answer=score.answer,
-        total=score.total,
-        masked=score.masked,
-        length=len(sample.completion.tokens),
-        finished=sample.completion.finished,
-    )
 
 
 def _table(samples: Sequence[Sample]) -> tuple[list[str], list[list]]:
