@@ -5,5 +5,6 @@ source "$(dirname "$0")/setup.sh"
 ruff check .
 ruff format --check .
 pyright
-pytest -m "not slow and not gpu"
-pytest -m "slow and not gpu"
+# By file: the tests of one often share a run that takes a while to make.
+pytest -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile
+pytest -m "slow and not gpu" -n auto --maxprocesses 4 --dist loadfile
