@@ -31,7 +31,7 @@ class Scale:
     repeats: int
 
 
-SCALES = {"tiny": Scale(16, 4, 2, 1, 64, 16, 384, 5), "smollm2": Scale(2, 4, 1, 1, 8, 4, 256, 3)}
+SCALES = {"tiny": Scale(16, 4, 2, 1, 64, 16, 384, 5), "smollm2": Scale(4, 4, 1, 1, 16, 4, 256, 3)}
 QUICK = Scale(2, 2, 1, 1, 4, 2, 128, 1)
 
 
