@@ -539,6 +539,11 @@ class PpoStage(RewardSettings):
         default="token",
         description="the policy's loss is a mean over all tokens, over answers of token means, or over answers of sums / max_tokens",
     )
+    reuse_logprobs: bool = Field(
+        default=True,
+        description="where answers are sampled in this process in fp32, the sampler's log-probabilities are the old ones: a forward of the "
+        "policy less; otherwise, and with false, they are computed anew",
+    )
     correction: Literal["none", "token", "sequence"] = Field(
         default="none",
         description="for a sampler that is not quite the trained policy (vLLM): truncated importance weights a token, or no loss from "

@@ -17,18 +17,23 @@ from rlef.rl.monitor import Sums
 from rlef.rollout.base import seed_of
 
 
-def fill(batch: RolloutBatch, actors: Actors, settings: PpoStage, pad: int, device: torch.device) -> torch.Tensor:
+def fill(batch: RolloutBatch, actors: Actors, settings: PpoStage, pad: int, device: torch.device, *, reuse: bool = False) -> torch.Tensor:
     """Write old and reference log-probabilities and values into `batch`; returns the entropies (B, T).
 
-    The same forward as in the update, without gradient: log-probabilities of the sampler differ in the last digits.
+    The same forward as in the update, without gradient: log-probabilities of the sampler differ in the last digits. `reuse` takes them
+    all the same, and minus them for the entropies, of which they are a sample; a net that says nothing but these is not read.
     """
     entropy = torch.zeros_like(batch.mask)
+    nets = actors.trained(train_policy=True)
+    if reuse:
+        batch.old_logprobs, entropy = batch.rollout_logprobs.clone(), -batch.rollout_logprobs
+        nets = tuple(net for net in nets if net.parts != ("policy",))
     with torch.no_grad():
         for index in by_length(batch, range(len(batch)), settings.micro_batch_size, shared=settings.share_prompts):
             part = batch.select(index)
             layout, width = columns(part, pad, device, shared=settings.share_prompts), part.mask.shape[1]
             batch.ref_logprobs[index, :width] = actors.reference(layout, width, settings.temperature).to(batch.mask).cpu()
-            for net in actors.trained(train_policy=True):
+            for net in nets:
                 said = net.read(layout, width, settings.temperature, entropy=True)
                 if said.policy is not None:
                     logprobs, spread = said.policy

@@ -30,6 +30,7 @@ from rlef.rl.trace import Trace
 from rlef.rl.update import fill, update
 from rlef.rl.utilisation import Multiplied, matmul_rate
 from rlef.rollout.base import SamplingParams
+from rlef.rollout.hf import HFGenerator
 from rlef.stages.context import StageContext
 from rlef.stages.fresh import FreshRounds
 from rlef.stages.rollouts import make_generator
@@ -78,6 +79,7 @@ def run(ctx: StageContext) -> dict:
     actors = build_actors(settings, ctx.config, policy_model, base, start, critic_start, device)
     generator = make_generator(ctx, actors.sampler, tokenizer, start)
     sampling = SamplingParams(settings.max_tokens, settings.temperature, stops)
+    exact = isinstance(generator, HFGenerator) and policy_model.dtype == torch.float32 and not settings.bf16
 
     average = Average(actors.policy.engine.module, settings.average) if settings.average is not None else None
 
@@ -124,7 +126,7 @@ def run(ctx: StageContext) -> dict:
 
             # 3. Log-probabilities of policy and reference, values; then rewards a token and advantages.
             with timed(times, "forward"):
-                entropy = fill(batch, actors, settings, pad, device)
+                entropy = fill(batch, actors, settings, pad, device, reuse=exact and settings.reuse_logprobs)
             scored = torch.zeros_like(batch.mask)
             for row, sample in enumerate(samples):
                 length = len(sample.completion.tokens)

@@ -129,6 +129,18 @@ def test_4_first_ratio_is_exactly_one_at_equal_shapes(tiny_folder, tiny, monkeyp
     assert metrics["ppo/ratio"] == 1 and metrics["ppo/approx_kl"] == 0 and metrics["ppo/clip_fraction"] == 0
 
 
+def test_the_samplers_log_probabilities_save_a_forward_of_the_policy(tiny_folder, tiny, monkeypatch):
+    model, tokenizer = load_policy(tiny_folder), tiny[1]
+    policy, critic, batch = prepared(tiny_folder, tokenizer, settings())
+    nets, again = apart(policy, critic), rollouts(model, tokenizer)
+    nets._reference = TokenPolicy(model)
+    monkeypatch.setattr(policy, "forward", lambda *_, **__: pytest.fail("a forward of the policy"))
+    entropy = fill(again, nets, settings(), tokenizer.pad_token_id, CPU, reuse=True)
+    assert torch.equal(again.old_logprobs, again.rollout_logprobs) and torch.equal(entropy, -again.rollout_logprobs)
+    for name in ("old_logprobs", "ref_logprobs", "values"):
+        assert ((getattr(again, name) - getattr(batch, name)).abs() * batch.mask).max() < 1e-4
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_4_first_ratio_is_near_one_at_other_shapes(tiny_folder, tiny, monkeypatch, dtype):
     """Scored eight rows at a time, trained one at a time: no row may look off-policy before the first step."""
