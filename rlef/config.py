@@ -456,7 +456,7 @@ class RewardSettings(Stage):
 
 
 class RolloutSection(Section):
-    """Where PPO samples. Without `server` and `vllm`: in this process, from the trained model itself. Not part of the fingerprint."""
+    """Where PPO samples. Without `server`, `vllm` and `colocated`: from the trained model itself. Not part of the fingerprint."""
 
     server: str | None = Field(
         default=None,
@@ -464,6 +464,11 @@ class RolloutSection(Section):
         "is given the trained weights, so it may hold any policy of the same shape at first",
     )
     vllm: str | None = Field(default=None, description="the command `vllm`, with which rlef starts such a server itself, on this machine")
+    colocated: bool = Field(
+        default=False,
+        description="a vLLM engine in the trainer's own process, one a rank; needs vllm installed beside rlef (pip install vllm). It takes "
+        "0.3 of the GPU's memory; `options` give it another share, or --enable-sleep-mode, which lends it to the trainer between rollouts",
+    )
     options: str = Field(default="", description="further options of `vllm serve`, e.g. --gpu-memory-utilization 0.4 --max-model-len 2048")
     sync: Literal["reload", "nccl"] = Field(
         default="reload",
@@ -479,8 +484,8 @@ class RolloutSection(Section):
 
     @model_validator(mode="after")
     def _one_of_them(self) -> RolloutSection:
-        if self.server is not None and self.vllm is not None:
-            raise ValueError("give `server` or `vllm`, not both")
+        if (self.server is not None) + (self.vllm is not None) + self.colocated > 1:
+            raise ValueError("give one of `server`, `vllm` and `colocated`")
         return self
 
 

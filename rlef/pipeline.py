@@ -301,6 +301,10 @@ def check_data(config: Config) -> None:
             wrong.append(
                 UserError(f"stages.{name}.rollout.vllm: {stage.rollout.vllm} is no command here", "give the path of an installed vllm")
             )
+        if stage.kind == "ppo" and stage.rollout.colocated and importlib.util.find_spec("vllm") is None:
+            wrong.append(
+                UserError(f"stages.{name}.rollout.colocated: vllm is not installed beside rlef", "pip install vllm, or use rollout.vllm")
+            )
         files: dict[str, tuple[str, int, bool]] = {}
         if stage.kind == "problems":
             if stage.source == "jsonl" and stage.path is not None:

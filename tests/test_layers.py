@@ -41,7 +41,7 @@ LAYERS = [
 ]
 HOMES = {
     "deepspeed": {"rlef/engines/deepspeed_engine.py"},
-    "vllm": set(),
+    "vllm": {"rlef/rollout/colocated.py"},
     "trl": {"rlef/stages/sft.py", "rlef/stages/dpo.py", "rlef/stages/grpo.py", "rlef/stages/rollouts.py"},
     "wandb": {"rlef/tracking.py"},
     "datasketch": {"rlef/evolution/decontamination.py"},

@@ -50,13 +50,7 @@ class ServedGenerator:
 
         Raises UserError where it is above `tolerance`: other weights, a cut-off tail, or log-probabilities before the temperature.
         """
-        params = SamplingParams(PROBE_TOKENS, PROBE_TEMPERATURE)
-        (probe,) = self.generate([SampleRequest(tuple(prompt))], params)
-        own = token_logprobs(model, prompt, probe.tokens, PROBE_TEMPERATURE)
-        difference = sum(abs(one - other) for one, other in zip(probe.logprobs, own, strict=True)) / len(own)
-        if not difference <= tolerance:  # nor if it is not a number
-            raise self.mistaken(f"does not sample from this policy: its log-probabilities are off by {difference:.2g} on average")
-        return difference
+        return probed(self.generate, model, prompt, tolerance, self.mistaken)
 
     def generate(
         self, requests: Sequence[SampleRequest], params: SamplingParams, progress: Callable[[int], None] | None = None
@@ -145,6 +139,23 @@ def sampler(
     served = ServedGenerator(server, str(folder), concurrency=batch_size)
     served.check(model, prompt)
     return served
+
+
+def probed(
+    generate: Callable[[list[SampleRequest], SamplingParams], list[Completion]],
+    model: PreTrainedModel,
+    prompt: Sequence[int],
+    tolerance: float,
+    mistaken: Callable[[str], UserError],
+) -> float:
+    """Mean difference in nats between a sampler's log-probabilities of its answer to `prompt` and those of `model`; mistaken where it is
+    above `tolerance`."""
+    (probe,) = generate([SampleRequest(tuple(prompt))], SamplingParams(PROBE_TOKENS, PROBE_TEMPERATURE))
+    own = token_logprobs(model, prompt, probe.tokens, PROBE_TEMPERATURE)
+    difference = sum(abs(one - other) for one, other in zip(probe.logprobs, own, strict=True)) / len(own)
+    if not difference <= tolerance:  # nor if it is not a number
+        raise mistaken(f"does not sample from this policy: its log-probabilities are off by {difference:.2g} on average")
+    return difference
 
 
 def token_logprobs(model: PreTrainedModel, prompt: Sequence[int], tokens: Sequence[int], temperature: float) -> list[float]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rlef.errors import UserError
 from rlef.rollout.base import Completion, SampleRequest, SamplingParams, Weights
 from rlef.rollout.own_server import OwnServer
 from rlef.rollout.served import ServedGenerator
@@ -108,40 +109,44 @@ class Nccl:
         """`client`: a trl.generation.vllm_client.VLLMClient; None on other ranks than the main one."""
         self.server, self.client, self.timeout_s, self.main = server, client, timeout_s, main
         if main:
-            self._in_time(lambda: client.init_communicator(device))
+            self._send(lambda: client.init_communicator(device))
 
     def __call__(self, policy: Weights, version: int) -> None:
         # The server is told first what will come: under ZeRO-3 every rank walks the weights twice.
-        told = [(_plain(name), str(value.dtype).removeprefix("torch."), list(value.shape)) for name, value in policy.full_parameters()]
-        weights = ((_plain(name), value.detach()) for name, value in policy.full_parameters())
+        told = [(plain(name), str(value.dtype).removeprefix("torch."), list(value.shape)) for name, value in policy.full_parameters()]
+        weights = ((plain(name), value.detach()) for name, value in policy.full_parameters())
         if self.main:
-            self._in_time(lambda: self.client.update_named_params(told, weights))
+            self._send(lambda: self.client.update_named_params(told, weights))
         else:
             for _ in weights:
                 pass
 
-    def _in_time(self, work: Callable[[], T]) -> T:
-        """What hangs in NCCL can be left, not stopped: the thread ends with the process."""
-        results: list[T] = []
-        errors: list[Exception] = []
-
-        def run() -> None:
-            try:
-                results.append(work())
-            except Exception as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        thread.join(self.timeout_s)
-        if errors:
-            raise self.server.mistaken(f"took no weights over NCCL ({errors[0]})") from errors[0]
-        if not results:
-            raise self.server.mistaken(f"took no weights over NCCL within {self.timeout_s:g} s; look at its log, and at the network")
-        return results[0]
+    def _send(self, work: Callable[[], None]) -> None:
+        in_time(work, self.timeout_s, lambda problem: self.server.mistaken(f"took no weights over NCCL {problem}"))
 
 
-def _plain(name: str) -> str:
+def in_time(work: Callable[[], T], timeout_s: float, mistaken: Callable[[str], UserError]) -> T:
+    """What `work` gives; mistaken where it fails or takes longer. What hangs can be left, not stopped: the thread ends with the process."""
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if errors:
+        raise mistaken(f"({errors[0]})") from errors[0]
+    if not results:
+        raise mistaken(f"within {timeout_s:g} s; look at its log, and at the network")
+    return results[0]
+
+
+def plain(name: str) -> str:
     """The engine trains a module that holds the model as `model`."""
     return name.removeprefix("model.")
 
@@ -155,8 +160,7 @@ def write_tied_head(model: PreTrainedModel, folder: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    head: Any = model.get_output_embeddings()
-    tied = {name for name, value in model.named_parameters(remove_duplicate=False) if value is head.weight}
+    tied = head_names(model)
     if len(tied) < 2:
         return
     with safe_open(folder / "model.safetensors", "pt") as file:
@@ -165,8 +169,14 @@ def write_tied_head(model: PreTrainedModel, folder: Path) -> None:
     save_file({name: weight for name in tied - {kept}}, folder / "tied.safetensors")
 
 
+def head_names(model: PreTrainedModel) -> set[str]:
+    """The parameters that are the LM head: more than one where it is tied."""
+    head: Any = model.get_output_embeddings()
+    return {name for name, value in model.named_parameters(remove_duplicate=False) if value is head.weight}
+
+
 def serve_flags(*, sync: str, on_cpu: bool, dtype: str) -> list[str]:
-    """What `vllm serve` needs for this, beside VLLM_SERVER_DEV_MODE=1 in its environment."""
+    """What vLLM needs for this; `vllm serve` also VLLM_SERVER_DEV_MODE=1 in its environment."""
     flags = ["--generation-config", "vllm", "--logprobs-mode", "processed_logprobs", "--dtype", dtype]
     if sync == "nccl":
         flags += ["--weight-transfer-config", '{"backend": "nccl"}']

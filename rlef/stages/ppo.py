@@ -182,7 +182,6 @@ def run(ctx: StageContext) -> dict:
     if dist.is_main():
         write_jsonl(ctx.folder / "rollouts.jsonl", [as_rollout(sample, settings.iterations) for sample in last[:KEPT_ROLLOUTS]])
         ctx.tracker.table("rollouts", *_table(last[:KEPT_ROLLOUTS]))
-    generator.close()
     if average is not None:
         average.put_into(actors.policy.engine.module)
     actors.save(ctx.folder)
@@ -191,6 +190,7 @@ def run(ctx: StageContext) -> dict:
         for scratch in ("checkpoint", "served"):
             shutil.rmtree(ctx.folder / scratch, ignore_errors=True)
     dist.barrier()
+    generator.close()
     return {
         "iterations": settings.iterations,
         "samples": settings.iterations * settings.prompts_per_iteration * settings.samples_per_prompt,

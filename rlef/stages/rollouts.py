@@ -1,4 +1,4 @@
-"""Where PPO's answers are sampled: in this process, or by a vLLM server that the trained weights are sent to."""
+"""Where PPO's answers are sampled: by the trained model itself, or by vLLM, in this process or a server, that its weights are sent to."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rlef.engines import dist
 from rlef.errors import UserError
 from rlef.models import Tokenizer, pick_device, prompt_ids
 from rlef.rollout.base import Generator
+from rlef.rollout.colocated import ColocatedGenerator
 from rlef.rollout.hf import HFGenerator
 from rlef.rollout.own_server import OwnServer
 from rlef.rollout.served import ServedGenerator
@@ -22,15 +23,24 @@ PROBE = "How many are 3 and 4?"
 # Nats a token of the probe, on average. Two ways through the same bfloat16 weights are 0.03 to 0.06 apart in SmolLM2-135M, 0.005 in the
 # quickstart's policy.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+SHARE = 0.3  # of the GPU's memory, for an engine beside the trainer; TRL's default
 
 
 def make_generator(ctx: StageContext, model: PreTrainedModel, tokenizer: Tokenizer, start: Path) -> Generator:
     """The sampler of `model`, which is trained from `start`. All ranks call it."""
     settings: PpoStage = ctx.settings
     rollout, main, dtype = settings.rollout, dist.is_main(), ctx.config.model.dtype
-    if rollout.server is None and rollout.vllm is None:
+    if rollout.server is None and rollout.vllm is None and not rollout.colocated:
         return HFGenerator(model, int(tokenizer.pad_token_id), settings.rollout_batch_size)
     device = pick_device(ctx.config.launch.device)
+    probe, tolerance = prompt_ids(tokenizer, PROBE, ctx.config.model), rollout.tolerance or TOLERANCE[dtype]
+    if rollout.colocated:
+        flags = serve_flags(sync="reload", on_cpu=device.type == "cpu", dtype=dtype)
+        flags += ["--gpu-memory-utilization", str(SHARE), "--max-num-seqs", str(settings.rollout_batch_size)]
+        if dist.world() > 1:  # each rank's engine is one of its own, in the group that torchrun has announced
+            flags += ["--distributed-executor-backend", "external_launcher"]
+        flags += shlex.split(rollout.options)
+        return ColocatedGenerator(str(start), flags, model, probe, tolerance=tolerance, timeout_s=rollout.timeout_s)
     flags = [*serve_flags(sync=rollout.sync, on_cpu=device.type == "cpu", dtype=dtype), *shlex.split(rollout.options)]
     command = [rollout.vllm or "vllm", "serve", str(start), *flags]
     folder = ctx.folder / "served"
@@ -56,9 +66,9 @@ def make_generator(ctx: StageContext, model: PreTrainedModel, tokenizer: Tokeniz
         server,
         send,
         model,
-        prompt_ids(tokenizer, PROBE, ctx.config.model),
+        probe,
         of=str(ctx.folder.resolve()),
-        tolerance=rollout.tolerance or TOLERANCE[dtype],
+        tolerance=tolerance,
         timeout_s=rollout.timeout_s,
         main=main,
         barrier=dist.barrier,

@@ -130,7 +130,10 @@ def test_a_run_that_makes_data_alone_needs_no_model():
         ({"grpo": {"micro_batch_size": 100}}, "and what comes out (128) of micro_batch_size"),
         ({"label": {"policy": ".", "server": "localhost:8000"}}, "stages.label.server: localhost:8000: an address begins with"),
         ({"ppo": {"rollout": {"server": "localhost:8000"}}}, "stages.ppo.rollout.server: localhost:8000: an address begins with"),
-        ({"ppo": {"rollout": {"server": "http://a/v1", "vllm": "vllm"}}}, "stages.ppo.rollout: give `server` or `vllm`, not both"),
+        (
+            {"ppo": {"rollout": {"server": "http://a/v1", "vllm": "vllm"}}},
+            "stages.ppo.rollout: give one of `server`, `vllm` and `colocated`",
+        ),
         ({"evaluate": {"servers": {"base": "localhost:8000"}}}, "stages.evaluate.servers.base: localhost:8000: an address begins with"),
         ({"evaluate": {"servers": {"other": "http://a/v1"}}}, "stages.evaluate.servers.other: no such policy is evaluated"),
     ],

@@ -1,7 +1,8 @@
-"""PPO whose answers are sampled by a server, one that it was given and one that it starts itself."""
+"""PPO whose answers are sampled by vLLM: a server that it was given, one that it starts itself, an engine in its own process."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import time
@@ -19,6 +20,7 @@ from rlef.stages import ppo
 from rlef.stages.context import StageContext
 from rlef.tracking import Tracker
 from tests.rlef.rollout.completions import Completions
+from tests.rlef.rollout.engine import Engine, modules
 
 
 def context(folder, inputs, **rollout):
@@ -47,6 +49,21 @@ def test_each_iteration_samples_from_the_weights_that_it_trains(inputs, tmp_path
     assert not (folder / "served").exists() and (folder / "model" / "config.json").is_file()
 
 
+def test_so_it_does_with_an_engine_in_its_own_process(inputs, tmp_path, monkeypatch):
+    for name, module in modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    folder = tmp_path / "ppo"
+    folder.mkdir()
+    ppo.run(context(folder, inputs, colocated=True, options="--gpu-memory-utilization 0.2 --max-model-len 200"))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["rollout/version"] for row in rows] == [1, 2, 3]
+    assert all(row["rollout/sync_difference"] < 1e-5 and row["rollout/logprob_gap"] < 1e-4 for row in rows)
+    engine = Engine.made[-1]
+    told = (engine.args.gpu_memory_utilization, engine.args.max_num_seqs, engine.args.max_model_len, engine.args.generation_config)
+    assert told == ("0.2", "512", 200, "vllm") and engine.did[-2:] == ["generate", "shutdown"]
+
+
 def test_in_process_rollouts_log_nothing_of_a_sync(inputs, tmp_path):
     folder = tmp_path / "ppo"
     folder.mkdir()
@@ -54,9 +71,10 @@ def test_in_process_rollouts_log_nothing_of_a_sync(inputs, tmp_path):
     assert not any("sync_difference" in line or "rollout/version" in line for line in (folder / "metrics.jsonl").read_text().splitlines())
 
 
-def test_a_server_or_one_of_its_own():
-    with pytest.raises(ValueError, match="not both"):
-        RolloutSection(server="http://localhost:8000/v1", vllm="vllm")
+@pytest.mark.parametrize("both", [{"server": "http://localhost:8000/v1", "vllm": "vllm"}, {"vllm": "vllm", "colocated": True}])
+def test_a_server_or_one_of_its_own_or_an_engine(both):
+    with pytest.raises(ValueError, match="give one of"):
+        RolloutSection(**both)
 
 
 SERVES = """
@@ -94,8 +112,12 @@ def test_one_that_does_not_come_up_shows_the_end_of_its_log(tmp_path, monkeypatc
         OwnServer([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "server.log")
 
 
-def test_a_vllm_that_is_not_installed_is_told_before_the_run():
-    stage = {"kind": "ppo", "rollout": {"vllm": "no-such-vllm"}}
-    config = Config.model_validate({"model": {"random": {}}, "stages": {"ppo": stage}})
-    with pytest.raises(UserError, match=r"stages.ppo.rollout.vllm: no-such-vllm is no command here"):
-        check_data(config)
+def test_a_vllm_that_is_not_installed_is_told_before_the_run(monkeypatch):
+    for rollout, told in (
+        ({"vllm": "no-such-vllm"}, "rollout.vllm: no-such-vllm is no command here"),
+        ({"colocated": True}, "rollout.colocated: vllm is not installed beside rlef"),
+    ):
+        config = Config.model_validate({"model": {"random": {}}, "stages": {"ppo": {"kind": "ppo", "rollout": rollout}}})
+        with monkeypatch.context() as patched, pytest.raises(UserError, match=f"stages.ppo.{told}"):
+            patched.setattr(importlib.util, "find_spec", lambda name: None)
+            check_data(config)
