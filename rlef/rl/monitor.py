@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,8 @@ from rlef.rl.advantages import k1, k3, masked
 from rlef.rl.batch import RolloutBatch
 from rlef.rl.losses import explained_variance
 from rlef.rl.sampling import Sample
+
+MOST_REPEATS = 8  # of a 3-gram in one answer; answers of the quickstart have 2 or fewer, or else 27 and more
 
 
 @dataclass
@@ -48,6 +51,7 @@ def sample_metrics(samples: Sequence[Sample]) -> dict[str, float]:
         too_long=sum(sample.score.zeroed == "too_long" for sample in judged),
         steps=sum(len(sample.score.steps) for sample in judged),
         repeated=sum(sample.score.repeated_steps for sample in judged),
+        looping=sum(loops(sample.completion.tokens) for sample in judged),
         after=sum(sample.score.steps_after_answer for sample in judged),
         known=sum(sample.prompt.gold is not None for sample in judged),
         exact=sum(is_exact(sample) for sample in judged),
@@ -67,6 +71,7 @@ def sample_metrics(samples: Sequence[Sample]) -> dict[str, float]:
         "rollout/too_long": total["too_long"] / rows,
         "rollout/steps": total["steps"] / rows,
         "rollout/repeated_steps": total["repeated"] / rows,
+        "rollout/looping": total["looping"] / rows,
         "rollout/steps_after_answer": total["after"] / rows,
         "monitor/exact_match": total["exact"] / total["known"] if total["known"] else math.nan,
         "monitor/reward_gap": (total["known_answer"] - total["exact"]) / total["known"] if total["known"] else math.nan,
@@ -117,6 +122,11 @@ def is_exact(sample: Sample) -> bool:
     return gold is not None and answer is not None and same_answer(answer, gold, sample.prompt.problem.question)
 
 
+def loops(tokens: Sequence[int]) -> bool:
+    """Whether some three tokens in a row stand in the answer more than MOST_REPEATS times, overlapping ones counted."""
+    return max(Counter(zip(tokens, tokens[1:], tokens[2:], strict=False)).values(), default=0) > MOST_REPEATS
+
+
 @dataclass(frozen=True)
 class Rule:
     """When a metric is alarming: by its value at the first iteration and its value now."""
@@ -136,6 +146,11 @@ RULES = {
         "answers have twice or half as many steps as at the start, more than 32 or fewer than 2: is it steps that are paid?",
     ),
     "repeated_steps": Rule("rollout/repeated_steps", lambda first, now: now > first + 0.5, "steps are written twice"),
+    "looping": Rule(
+        "rollout/looping",
+        lambda first, now: now > first + 0.1,
+        f"a tenth more of the answers than at the start say the same three tokens over {MOST_REPEATS} times",
+    ),
     "steps_after_answer": Rule("rollout/steps_after_answer", lambda first, now: now > first + 0.5, "steps follow the final answer"),
     "unfinished": Rule("rollout/finished", lambda first, now: now < 0.5 * first, "half as many answers end before max_tokens"),
     "masked": Rule("reward/masked", lambda _, now: now > 0.1, "answers could not be judged; they teach nothing and count in no mean"),

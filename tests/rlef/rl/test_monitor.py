@@ -9,13 +9,13 @@ import torch
 
 from rlef.records import Problem
 from rlef.rl.batch import RolloutBatch
-from rlef.rl.monitor import RULES, Alarms, rollout_metrics
+from rlef.rl.monitor import MOST_REPEATS, RULES, Alarms, loops, rollout_metrics
 from rlef.rl.reward import Score
 from rlef.rl.sampling import Prompt, Sample
 from rlef.rollout.base import Completion
 
 START = {
-    "rollout/length": 50.0, "rollout/steps": 4.0, "rollout/repeated_steps": 0.1, "rollout/steps_after_answer": 0.0, "rollout/finished": 0.9,
+    "rollout/length": 50.0, "rollout/steps": 4.0, "rollout/repeated_steps": 0.1, "rollout/looping": 0.1, "rollout/steps_after_answer": 0.0, "rollout/finished": 0.9,
     "rollout/no_answer": 0.1, "monitor/reward_gap": -0.05, "reward/masked": 0.0, "ppo/kl_per_token": 0.0, "rollout/logprob_gap": 1e-6, "optim/skipped_steps": 0.0,
 }  # fmt: skip
 
@@ -27,6 +27,7 @@ START = {
         ("length", {"rollout/length": 24.0}),
         ("step_count", {"rollout/steps": 8.1}),
         ("repeated_steps", {"rollout/repeated_steps": 0.7}),
+        ("looping", {"rollout/looping": 0.21}),
         ("steps_after_answer", {"rollout/steps_after_answer": 0.6}),
         ("unfinished", {"rollout/finished": 0.4}),
         ("no_answer", {"rollout/no_answer": 0.4}),
@@ -112,6 +113,14 @@ def test_every_guard_is_measured():
     assert found["monitor/reward_gap"] == pytest.approx((0.9 + 0.7 + 0.5) / 3 - 2 / 3)
     assert found["reward/answer"] == pytest.approx(0.6) and found["reward/total"] == pytest.approx(0.3) and found["reward/masked"] == 0
     assert {rule.metric for rule in RULES.values()} - found.keys() == {"optim/skipped_steps"}  # which comes from the update
+
+
+def test_an_answer_loops_where_it_says_the_same_three_tokens_too_often():
+    once, fits = (7, 8, 9), MOST_REPEATS + 2  # equal tokens with MOST_REPEATS 3-grams
+    assert not loops(()) and not loops((2,) * fits) and loops((2,) * (fits + 1))
+    assert not loops((*once, 0) * MOST_REPEATS) and loops((*once, 0) * MOST_REPEATS + once)
+    assert not loops(tuple(range(1000)) + (2, 2) * 3)
+    assert measured([answered(0, fits), answered(1, fits + 1), answered(2, 40), answered(3, 3)])["rollout/looping"] == 0.5
 
 
 def test_what_is_masked_counts_in_no_mean():
