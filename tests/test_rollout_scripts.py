@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_both_samplers_are_timed_on_the_same_rows(tiny):
     assert torch.get_num_threads() == 1
 
 
-@pytest.mark.parametrize("arm", ["in_process", "served"])
+@pytest.mark.parametrize("arm", ["in_process", "served", "colocated"])
 def test_the_arms_differ_in_their_sampler_alone(tmp_path, arm):
     study = script("served_rollouts")
     made = {"run": {"seed": 3}, "model": {"random": {"max_positions": 300}}, "stages": {"problems": {"kind": "problems", "seeds": 5}}}
@@ -37,5 +38,17 @@ def test_the_arms_differ_in_their_sampler_alone(tmp_path, arm):
     (tmp_path / "arm.yaml").write_text(yaml.safe_dump(config))
     ppo = load_config(tmp_path / "arm.yaml").stages["ppo"]
     assert ppo.iterations == 4 and ppo.init == str(tmp_path / "sft") and config["run"]["seed"] == 3
-    told = (ppo.rollout.vllm, ppo.rollout.options)
-    assert told == ((None, "") if arm == "in_process" else ("/opt/vllm", "--max-model-len 300"))
+    told = (ppo.rollout.vllm, ppo.rollout.colocated, ppo.rollout.options)
+    where = {"in_process": (None, False, ""), "served": ("/opt/vllm", False), "colocated": (None, True)}[arm]
+    assert told == (*where, "--max-model-len 300")[:3]
+
+
+def test_one_python_finds_the_packages_of_both_environments_its_own_first(tmp_path):
+    theirs = tmp_path / "venv" / "lib" / "python3" / "site-packages"
+    theirs.mkdir(parents=True)
+    for name in ("only_theirs", "numpy"):
+        (theirs / f"{name}.py").write_text("")
+    python = script("vllm_environment").together(tmp_path)
+    found = "import importlib.util as f; print(*(f.find_spec(name).origin for name in ('only_theirs', 'numpy')), sep='\\n')"
+    one, other = subprocess.run([python, "-c", found], capture_output=True, text=True, check=True, env={}).stdout.split()
+    assert one == str(theirs / "only_theirs.py") and not other.startswith(str(tmp_path))
