@@ -84,7 +84,8 @@ def call(
         if tracker.wandb_id:
             info["wandb"][name] = tracker.wandb_id
             write_json(run.info_file, info)
-        tracker.truncate(-1 if stage.kind not in ("ppo", "dpo") else 10**12)  # these drop their own rows when they know where they resume
+        resumes = stage.kind in ("ppo", "dpo", "grpo")  # these drop their own rows when they know where they go on
+        tracker.truncate(10**12 if resumes else -1)
     if config.launch.deepspeed is not None:
         announce_one_rank()
     try:

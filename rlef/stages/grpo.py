@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from rlef.config import GrpoStage
 from rlef.engines import dist
@@ -22,6 +26,8 @@ from rlef.rollout.hf import HFGenerator
 from rlef.stages.context import StageContext
 
 STAGE_VERSION = 1
+CHECKPOINT_EVERY = 10  # iterations
+STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint that has it is whole
 KEPT_ROLLOUTS = 64  # of the last iteration, for the report
 
 
@@ -71,8 +77,22 @@ def _flat(nested: Any) -> list[Any]:
     return list(chain.from_iterable(nested))
 
 
+class KeptAlarms(TrainerCallback, ExportableState):
+    """Has the Trainer write the alarms into its checkpoints. After the last step there is none: the model itself follows."""
+
+    def __init__(self, alarms: Alarms) -> None:
+        self.alarms = alarms
+
+    def state(self) -> dict:
+        return self.alarms.state()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == state.max_steps:
+            control.should_save = False
+
+
 def run(ctx: StageContext) -> dict:
-    """Train the policy of `init` on `prompts` against `irm` x `prm`. Writes model/ and rollouts.jsonl."""
+    """Train the policy of `init` on `prompts` against `irm` x `prm`. Writes model/, rollouts.jsonl and, while it runs, checkpoint/."""
     # TRL takes 8 s to import: not before it is needed.
     from transformers import PrinterCallback
 
@@ -84,7 +104,7 @@ def run(ctx: StageContext) -> dict:
     practice = Practice(ctx, settings, tokenizer, policy)
     trainer = group_trainer(ctx, settings, practice, policy, tokenizer)
     trainer.remove_callback(PrinterCallback)
-    result = trainer.train()
+    result = trainer.train(resume_from_checkpoint=_resume(ctx, settings, practice.alarms))
     trained: Any = trainer.accelerator.unwrap_model(trainer.model)
     weights = full_state(trained)
     if dist.is_main():
@@ -92,6 +112,7 @@ def run(ctx: StageContext) -> dict:
         write_jsonl(ctx.folder / "rollouts.jsonl", rollouts)
         trained.save_pretrained(ctx.folder / "model", state_dict=weights)
         tokenizer.save_pretrained(ctx.folder / "model")
+        shutil.rmtree(ctx.folder / "checkpoint", ignore_errors=True)
     dist.barrier()
     return {
         "iterations": settings.iterations,
@@ -99,6 +120,17 @@ def run(ctx: StageContext) -> dict:
         "steps": result.global_step,
         "alarms": practice.alarms.since,
     }
+
+
+def _resume(ctx: StageContext, settings: GrpoStage, alarms: Alarms) -> str | None:
+    """The newest whole checkpoint, with whose alarms and rows of the log the stage goes on. Samples are keyed by iteration."""
+    whole = {int(file.parent.name.split("-")[1]): file for file in Path(ctx.folder, "checkpoint").glob(f"checkpoint-*/{STATE}")}
+    steps = max(whole, default=0)
+    ctx.tracker.truncate(steps // (settings.epochs * settings.minibatches))
+    if not steps:
+        return None
+    alarms.load(json.loads(whole[steps].read_text(encoding="utf-8"))["stateful_callbacks"][KeptAlarms.__name__])
+    return str(whole[steps].parent)
 
 
 def group_trainer(ctx: StageContext, settings: GrpoStage, practice: Practice, policy: PreTrainedModel, tokenizer: Any) -> Any:
@@ -133,7 +165,7 @@ def group_trainer(ctx: StageContext, settings: GrpoStage, practice: Practice, po
     world, (step, micro) = dist.world(), settings.step_rows(dist.world())
     an_iteration = settings.epochs * settings.minibatches
     arguments = GRPOConfig(
-        output_dir=str(ctx.folder / "trainer"),
+        output_dir=str(ctx.folder / "checkpoint"),
         max_steps=settings.iterations * an_iteration,
         num_generations=settings.samples_per_prompt,
         generation_batch_size=step * settings.minibatches * world,
@@ -153,7 +185,9 @@ def group_trainer(ctx: StageContext, settings: GrpoStage, practice: Practice, po
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         logging_steps=an_iteration,
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=CHECKPOINT_EVERY * an_iteration,  # where TRL samples anew, which it does after a resume anyway
+        save_total_limit=2,  # a kill may come while the newest is written
         report_to=[],
         seed=ctx.seed,
         bf16=False,
@@ -169,7 +203,7 @@ def group_trainer(ctx: StageContext, settings: GrpoStage, practice: Practice, po
         args=arguments,
         train_dataset=Dataset.from_list([{"prompt": place} for place in range(len(practice.prompts))]),
         processing_class=tokenizer,
-        callbacks=[ctx.tracker.trainer_callback("grpo", every=an_iteration)],
+        callbacks=[ctx.tracker.trainer_callback("grpo", every=an_iteration), KeptAlarms(practice.alarms)],
     )
     reference: Any = trainer.ref_model
     for model in (policy, reference) if reference is not None else (policy,):

@@ -12,6 +12,7 @@ from rlef.config import Config, GrpoStage, ModelSection
 from rlef.models import load_policy, load_tokenizer, save_policy, stop_ids
 from rlef.records import Rollout, read_jsonl
 from rlef.rl.groups import deviation, relative, rewards_of, to_come
+from rlef.rl.monitor import RULES, Rule
 from rlef.rl.sampling import read_prompts, sample_answers, take_prompts
 from rlef.rollout.base import SamplingParams
 from rlef.rollout.hf import HFGenerator
@@ -130,6 +131,47 @@ def test_the_stage_runs_and_leaves_its_files(scored, tmp_path, settings):
     again = grpo.run(context(tmp_path / "again", scored, **settings))
     repeated = load_file(tmp_path / "again" / "model" / "model.safetensors")
     assert again == result and all((end[name] == repeated[name]).all() for name in end)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"epochs": 2, "micro_batch_size": 3, "lr_decay": True}], ids=["plain", "epochs"])
+def test_killed_after_a_checkpoint_it_goes_on_to_the_same_weights(scored, tmp_path, monkeypatch, settings):
+    monkeypatch.setattr(grpo, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setitem(RULES, "length", Rule("rollout/length", lambda first, now: True, "always"))  # told once, in the first iteration
+    settings |= {"iterations": 5}
+    straight = grpo.run(context(tmp_path / "straight", scored, **settings))
+    real = grpo.Practice.sample
+
+    def killed(self, places, policy):
+        if places[0] // PROMPTS == 3:
+            raise KeyboardInterrupt
+        return real(self, places, policy)
+
+    folder = tmp_path / "killed"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(grpo.Practice, "sample", killed)
+        grpo.run(context(folder, scored, **settings))
+    assert [row["step"] for row in rows(folder) if "reward/total" in row] == [1, 2, 3]
+    unfinished = folder / "checkpoint" / f"checkpoint-{8 * settings.get('epochs', 1)}"
+    unfinished.mkdir()  # another kill, while this one was written
+    sampled = []
+
+    def counted(self, places, policy):
+        sampled.append(places[0] // PROMPTS)
+        return real(self, places, policy)
+
+    monkeypatch.setattr(grpo.Practice, "sample", counted)
+    assert grpo.run(context(folder, scored, **settings)) == straight and sampled == [2, 3, 4] and straight["alarms"]["length"] == 1
+    left, right = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("straight", "killed"))
+    assert all((left[name] == right[name]).all() for name in left)
+
+    def logged(name):
+        return [
+            {key: value for key, value in row.items() if "time" not in key and key != "grpo/num_tokens"} for row in rows(tmp_path / name)
+        ]
+
+    assert logged("killed") == logged("straight") and not (folder / "checkpoint").exists()
+    assert read_jsonl(folder / "rollouts.jsonl", Rollout) == read_jsonl(tmp_path / "straight" / "rollouts.jsonl", Rollout)
 
 
 @pytest.mark.slow
