@@ -122,7 +122,7 @@ class Nccl:
                 pass
 
     def _send(self, work: Callable[[], None]) -> None:
-        in_time(work, self.timeout_s, lambda problem: self.server.mistaken(f"took no weights over NCCL {problem}"))
+        in_time(work, self.timeout_s, lambda problem: self.server.mistaken(f"took no weights over NCCL {problem}; look at the network"))
 
 
 def in_time(work: Callable[[], T], timeout_s: float, mistaken: Callable[[str], UserError]) -> T:
@@ -142,7 +142,7 @@ def in_time(work: Callable[[], T], timeout_s: float, mistaken: Callable[[str], U
     if errors:
         raise mistaken(f"({errors[0]})") from errors[0]
     if not results:
-        raise mistaken(f"within {timeout_s:g} s; look at its log, and at the network")
+        raise mistaken(f"within {timeout_s:g} s")
     return results[0]
 
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from rlef.errors import UserError
+from rlef.models import pick_device
 from rlef.rollout import served
 from rlef.rollout.base import SampleRequest, SamplingParams, seed_of
 from rlef.rollout.colocated import ColocatedGenerator
 from rlef.rollout.hf import HFGenerator
+from rlef.rollout.synced import serve_flags
 from tests.rlef.rollout.engine import Engine, modules
 
 PARAMS = SamplingParams(6, 1.0)
@@ -155,3 +157,36 @@ def test_closed_it_gives_its_memory_back(colocated):
     generator, _, engine = colocated()
     generator.close()
     assert engine.did == ["shutdown"]
+
+
+@pytest.mark.slow
+def test_vllm_itself_says_what_the_model_says_before_and_after_an_update(tiny, tiny_folder, monkeypatch):
+    """Where vllm is installed beside rlef, on a CPU too."""
+    pytest.importorskip("vllm")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    monkeypatch.setattr(torch, "set_num_threads", torch.set_num_threads)  # vLLM on a CPU replaces it
+    (model, tokenizer), device = tiny, pick_device("auto")
+    model.to(device)
+    flags = serve_flags(sync="reload", on_cpu=device.type == "cpu", dtype="float32")
+    flags += ["--enforce-eager", "--gpu-memory-utilization", "0.1"]
+    requests = [SampleRequest(tuple(tokenizer.encode(text)), (0, 1)) for text in ("2+2", "Ann has 3 pens.", "Ben")]
+    generator = ColocatedGenerator(str(tiny_folder), flags, model, tokenizer.encode("2+2"), tolerance=1e-4, timeout_s=300)
+    policy, stops = Trained(model), tuple(range(3, 30))
+    for version in (1, 2):
+        policy.step(1.1)
+        assert generator.sync_weights(policy)["rollout/version"] == version
+        own, found = (
+            one.generate(requests, SamplingParams(24, 0.0, stops)) for one in (HFGenerator(model, tokenizer.pad_token_id), generator)
+        )
+        assert [(one.tokens, one.finished) for one in found] == [(one.tokens, one.finished) for one in own]
+        assert all(one.logprobs == pytest.approx(other.logprobs, abs=1e-4) for one, other in zip(found, own, strict=True))
+        sampled = generator.generate(requests, SamplingParams(24, 1.3, stops))
+        assert [one.tokens for one in sampled] == [one.tokens for one in generator.generate(requests, SamplingParams(24, 1.3, stops))]
+        for request, one in zip(requests, sampled, strict=True):
+            assert one.logprobs == pytest.approx(served.token_logprobs(model, request.prompt_ids, one.tokens, 1.3), abs=1e-4)
+    for left_out in ("model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"):
+        policy.step(1.3)
+        with pytest.raises(UserError, match="does not sample from this policy"):
+            generator.sync_weights(Trained(model, without=(left_out,)))
+    generator.close()
+    assert not torch.distributed.is_initialized()
