@@ -33,9 +33,9 @@ class ColocatedGenerator:
         self.version, self._asleep = 0, False
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else the weights would lie in another process
         try:
-            import vllm
-            from vllm.engine.arg_utils import EngineArgs
-            from vllm.utils.argparse_utils import FlexibleArgumentParser
+            import vllm  # pyright: ignore[reportMissingImports]
+            from vllm.engine.arg_utils import EngineArgs  # pyright: ignore[reportMissingImports]
+            from vllm.utils.argparse_utils import FlexibleArgumentParser  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise UserError(f"rollout.colocated: {error}", fix="pip install vllm beside rlef, or let it serve: rollout.vllm") from error
         said = io.StringIO()

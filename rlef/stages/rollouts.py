@@ -35,12 +35,8 @@ def make_generator(ctx: StageContext, model: PreTrainedModel, tokenizer: Tokeniz
     device = pick_device(ctx.config.launch.device)
     probe, tolerance = prompt_ids(tokenizer, PROBE, ctx.config.model), rollout.tolerance or TOLERANCE[dtype]
     if rollout.colocated:
-        flags = serve_flags(sync="reload", on_cpu=device.type == "cpu", dtype=dtype)
-        flags += ["--gpu-memory-utilization", str(SHARE), "--max-num-seqs", str(settings.rollout_batch_size)]
-        if dist.world() > 1:  # each rank's engine is one of its own, in the group that torchrun has announced
-            flags += ["--distributed-executor-backend", "external_launcher"]
-        flags += shlex.split(rollout.options)
-        return ColocatedGenerator(str(start), flags, model, probe, tolerance=tolerance, timeout_s=rollout.timeout_s)
+        options = colocated_options(settings, on_cpu=device.type == "cpu", dtype=dtype, ranks=dist.world())
+        return ColocatedGenerator(str(start), options, model, probe, tolerance=tolerance, timeout_s=rollout.timeout_s)
     flags = [*serve_flags(sync=rollout.sync, on_cpu=device.type == "cpu", dtype=dtype), *shlex.split(rollout.options)]
     command = [rollout.vllm or "vllm", "serve", str(start), *flags]
     folder = ctx.folder / "served"
@@ -74,6 +70,15 @@ def make_generator(ctx: StageContext, model: PreTrainedModel, tokenizer: Tokeniz
         barrier=dist.barrier,
         own=own,
     )
+
+
+def colocated_options(settings: PpoStage, *, on_cpu: bool, dtype: str, ranks: int) -> list[str]:
+    """Of an engine in this process, as of `vllm serve`; of an option given twice the last one holds."""
+    options = serve_flags(sync="reload", on_cpu=on_cpu, dtype=dtype)
+    options += ["--gpu-memory-utilization", str(SHARE), "--max-num-seqs", str(settings.rollout_batch_size)]
+    if ranks > 1:  # an engine of its own for each rank, in the group that torchrun has announced
+        options += ["--distributed-executor-backend", "external_launcher"]
+    return [*options, *shlex.split(settings.rollout.options)]
 
 
 def _client(url: str, timeout_s: float):

@@ -18,6 +18,7 @@ from rlef.rollout import own_server
 from rlef.rollout.own_server import OwnServer
 from rlef.stages import ppo
 from rlef.stages.context import StageContext
+from rlef.stages.rollouts import colocated_options
 from rlef.tracking import Tracker
 from tests.rlef.rollout.completions import Completions
 from tests.rlef.rollout.engine import Engine, modules
@@ -62,6 +63,13 @@ def test_so_it_does_with_an_engine_in_its_own_process(inputs, tmp_path, monkeypa
     engine = Engine.made[-1]
     told = (engine.args.gpu_memory_utilization, engine.args.max_num_seqs, engine.args.max_model_len, engine.args.generation_config)
     assert told == ("0.2", "512", 200, "vllm") and engine.did[-2:] == ["generate", "shutdown"]
+
+
+def test_each_rank_has_an_engine_of_its_own_and_a_users_options_stand_last():
+    stage = PpoStage(rollout_batch_size=64, rollout=RolloutSection(colocated=True, options="--gpu-memory-utilization 0.5"))
+    one, two = (colocated_options(stage, on_cpu=False, dtype="bfloat16", ranks=ranks) for ranks in (1, 2))
+    assert one[-6:] == ["--gpu-memory-utilization", "0.3", "--max-num-seqs", "64", "--gpu-memory-utilization", "0.5"]
+    assert two == [*one[:-2], "--distributed-executor-backend", "external_launcher", *one[-2:]]
 
 
 def test_in_process_rollouts_log_nothing_of_a_sync(inputs, tmp_path):
