@@ -120,7 +120,7 @@ class ColocatedGenerator:
         for name, value in policy.full_parameters():
             name = plain(name)
             copy = value.detach().clone()  # vLLM keeps it until its layer is whole; under ZeRO-3 the weight itself is gone by then
-            yield from ((one, copy) for one in ({name} | heads if name in heads else {name}))
+            yield from ((one, copy) for one in (sorted(heads) if name in heads else [name]))
 
     def _wake(self) -> None:
         import torch
