@@ -9,6 +9,7 @@ import re
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -304,13 +305,34 @@ def test_8_the_trainers_gradient_is_the_mean_over_the_whole_step(policy_folder, 
     assert (total.cpu() - true).abs().max() < 1e-4 * true.abs().max()
 
 
-@pytest.mark.parametrize("folder", ["policy_folder", "pad_is_eos_folder"])
-def test_15_the_row_of_eos_learns_whatever_the_policy_pads_with(folder, request):
-    """nn.Embedding zeroes the gradient of its padding row; EOS is where the instruction model is read."""
-    model, tokenizer = build("instruction", request.getfixturevalue(folder))
-    data = instruction_rows([ranked(1, ["good", "fair", "bad"])], tokenizer, max_length=64, anchors=0, seed=0)
-    lists_loss(model, collate_lists(data, tokenizer.pad_token_id), settings=InstructionModelConfig()).backward()
-    assert model.get_input_embeddings().weight.grad[tokenizer.eos_token_id].abs().sum() > 0
+@pytest.mark.parametrize("kind", ["instruction", "process"])
+def test_15_what_the_policy_pads_with_changes_no_loss_gradient_or_score(policy_folder, tmp_path, kind):
+    """Of one policy saved twice; texts hold EOS, as those of chats do."""
+    texts, found = ["Ann has <|end|> 3 pens.", "Ben<|end|>", "So"], []
+    for pad_token in ("<|pad|>", "<|end|>"):
+        policy, tokenizer = AutoModelForCausalLM.from_pretrained(policy_folder), AutoTokenizer.from_pretrained(policy_folder)
+        tokenizer.pad_token = pad_token
+        policy.config.pad_token_id = tokenizer.pad_token_id
+        policy.save_pretrained(tmp_path / pad_token)
+        tokenizer.save_pretrained(tmp_path / pad_token)
+        torch.manual_seed(0)
+        model, tokenizer = build(kind, tmp_path / pad_token, separator="<|step|>" if kind == "process" else None)
+        torch.nn.init.normal_(model.score.weight, std=0.5)
+        if kind == "instruction":
+            data = instruction_rows([ranked(1, texts)], tokenizer, max_length=64, anchors=0, seed=0)
+            loss = lists_loss(model, collate_lists(data, tokenizer.pad_token_id), settings=InstructionModelConfig())
+            scores = score_texts(model, tokenizer, texts, 64)
+        else:
+            row = SteppedSolution(problem_id="p", question=texts[0], steps=texts[1:], labels=(1, 0), labeller="x")
+            rows = [row, row.model_copy(update={"question": "q"})]
+            data, _ = step_rows(rows, tokenizer, separator="<|step|>", max_length=200, mask_after_first_error=False)
+            loss = steps_loss(model, collate_steps(data, tokenizer.pad_token_id), balance=(1.0, 1.0))
+            scores = flat(ProcessRewardModel(model, tokenizer, ProcessModelConfig()).score([texts[0], "q"], [texts[1:]] * 2))
+        loss.backward()
+        gradients = torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+        assert model.get_input_embeddings().weight.grad[tokenizer.eos_token_id].abs().sum() > 0
+        found.append((loss.item(), scores, gradients))
+    assert found[0][:2] == found[1][:2] and torch.equal(found[0][2], found[1][2]) and len(set(found[0][1])) == len(found[0][1])
 
 
 @pytest.mark.parametrize("folder", ["policy_folder", "pad_is_eos_folder"])

@@ -26,13 +26,19 @@ def one_step(engine, seed=0):
     return engine.step()
 
 
-def test_8_two_micro_batches_are_one_batch():
-    split, whole = TorchEngine(net(), lr=1e-2), TorchEngine(net(), lr=1e-2)
-    one_step(split)
-    whole.backward(whole.forward(data()).square().sum() / 16, last=True)
-    whole.step()
-    for a, b in zip(split.module.parameters(), whole.module.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=1e-7)
+def test_8_steps_of_two_micro_batches_are_those_of_adam_on_whole_batches():
+    """R3, R13, R20: three of them, each of its own gradient alone, clipped and at the rate of its own place in the warm-up."""
+    engine, plain = TorchEngine(net(), lr=1e-2, warmup_steps=3, max_grad_norm=0.1), net()
+    adam = torch.optim.AdamW(plain.parameters(), weight_decay=0.0)
+    for number in range(3):
+        one_step(engine, number)
+        adam.zero_grad()
+        (plain(data(number)).square().sum() / 16).backward()
+        assert nn.utils.clip_grad_norm_(plain.parameters(), 0.1) > 0.1
+        adam.param_groups[0]["lr"] = 1e-2 * (number + 1) / 3
+        adam.step()
+        for a, b in zip(engine.module.parameters(), plain.parameters(), strict=True):
+            assert torch.allclose(a, b, atol=1e-6), number
 
 
 @pytest.mark.parametrize("limit", [0.5, 1e9])

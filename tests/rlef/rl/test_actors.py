@@ -130,8 +130,8 @@ def test_11_a_critic_that_warms_up_moves_no_policy(tiny_folder, layout):
     assert "ppo/loss" not in metrics and metrics["value/grad_norm"] > 0 and metrics["optim/steps"] == 1
 
 
-@pytest.mark.parametrize("layout", ["lora", "trunk"])
-def test_what_is_saved_loads_to_the_same_logits(tiny_folder, tmp_path, layout):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_r17_what_is_saved_loads_to_the_same_logits(tiny_folder, tmp_path, layout):
     config = settings(layout, policy_lr=1e-2)
     actors = built(tiny_folder, config)
     learn(actors, filled(actors, config), config, range(3))

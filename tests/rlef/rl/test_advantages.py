@@ -77,19 +77,33 @@ def test_whitening_gives_mean_zero_and_variance_one_and_leaves_constants_alone()
     assert torch.equal(whiten(torch.full((2, 3), 4.0), torch.ones(2, 3), lambda x: x), torch.full((2, 3), 4.0))
 
 
-def test_7_only_k1_in_the_reward_gives_the_gradient_of_kl():
-    """Exact enumeration over 7 actions: E[k grad log pi] against grad KL(pi || ref)."""
+def test_7_which_gradient_each_estimator_of_the_kl_gives():
+    """Exact enumeration over 7 actions. In the reward E[k grad log pi] is grad KL(pi || ref) for k1 alone; as a loss E[grad k] is that
+    for k2 alone, while k1 has none and k3 has the gradient of KL(ref || pi); times the ratio k1 and k3 are right, from any sampler."""
     generator = torch.Generator().manual_seed(0)
-    theta = torch.randn(7, generator=generator, dtype=torch.float64, requires_grad=True)
-    ref = torch.log_softmax(torch.randn(7, generator=generator, dtype=torch.float64), 0)
-    logp = torch.log_softmax(theta, 0)
-    (true,) = torch.autograd.grad((logp.exp() * (logp - ref)).sum(), theta, retain_graph=True)
-    errors = {}
-    for name, estimator in {"k1": k1, "k3": k3}.items():
-        surrogate = (logp.exp().detach() * estimator(logp, ref).detach() * logp).sum()
-        (got,) = torch.autograd.grad(surrogate, theta, retain_graph=True)
-        errors[name] = (got - true).abs().max().item()
-    assert errors["k1"] < 1e-12 and errors["k3"] > 0.01
+    theta, others, samplers = (torch.randn(7, generator=generator, dtype=torch.float64) for _ in range(3))
+    theta.requires_grad_()
+    logp, ref, sampler = torch.log_softmax(theta, 0), torch.log_softmax(others, 0), torch.log_softmax(samplers, 0)
+    estimators = {"k1": k1, "k2": lambda one, other: k1(one, other).square() / 2, "k3": k3}
+    told = {name: estimator(logp, ref) for name, estimator in estimators.items()}
+
+    def gradient(value):
+        return torch.autograd.grad(value, theta, retain_graph=True)[0]
+
+    def wrong(value, true):
+        return (gradient(value) - true).abs().max().item()
+
+    forward, backward = gradient((logp.exp() * (logp - ref)).sum()), gradient((ref.exp() * (ref - logp)).sum())
+    chance, ratio = logp.exp().detach(), (logp - sampler).exp()
+    in_reward = {name: wrong((chance * value.detach() * logp).sum(), forward) for name, value in told.items()}
+    assert in_reward["k1"] < 1e-12 and in_reward["k2"] > 0.05 and in_reward["k3"] > 0.05
+    in_loss = {name: wrong((chance * value).sum(), forward) for name, value in told.items()}
+    assert in_loss["k2"] < 1e-12 and in_loss["k1"] > 0.05 and in_loss["k3"] > 0.05
+    assert wrong((chance * told["k1"]).sum(), 0.0) < 1e-12 and wrong((chance * told["k3"]).sum(), backward) < 1e-12
+    off_policy = {name: wrong((sampler.exp() * ratio * value).sum(), forward) for name, value in told.items()}
+    assert off_policy["k1"] < 1e-12 and off_policy["k3"] < 1e-12 and off_policy["k2"] > 0.05
+    held = {name: wrong((sampler.exp() * weight * told["k2"]).sum(), forward) for name, weight in (("1", 1.0), ("ratio", ratio.detach()))}
+    assert held["ratio"] < 1e-12 and held["1"] > 0.05
 
 
 def test_k3_is_finite_for_any_difference_and_never_negative():

@@ -75,9 +75,34 @@ def test_6_mean_ppo_gradient_is_the_exact_one(mode):
     assert (reinforce - true).abs().max() < 1e-8
 
 
+@pytest.mark.parametrize("lam", [0.0, 0.95])
+@pytest.mark.parametrize("mode", ["min_terminal", "running_min_delta"])
+def test_6_below_lambda_one_only_an_exact_critic_leaves_the_gradient_exact(mode, lam):
+    """So a value must be that of the state BEFORE its token, for both modes and with the KL among the rewards."""
+    theta, ref, values, scores, rows = setting()
+    logp = torch.log_softmax(theta, -1)
+    row_logp, mask = gathered(logp, rows), torch.ones(len(rows), LENGTH, dtype=torch.float64)
+    old = row_logp.detach()
+    rewards, chance = placed(rows, scores, mode) - BETA * k1(old, gathered(ref, rows)), old.sum(-1).exp()
+    to_go = rewards.flip(1).cumsum(1).flip(1)
+    (true,) = torch.autograd.grad((chance[:, None] * to_go * row_logp).sum(), theta, retain_graph=True)
+    exact = torch.zeros_like(values)
+    for t in range(LENGTH):
+        state = torch.tensor([prefix_index(row[:t]) for row in rows])
+        here = torch.zeros_like(values).index_add(0, state, chance)
+        exact += torch.zeros_like(values).index_add(0, state, chance * to_go[:, t]) / here.clamp(min=1e-300)
+    errors = []
+    for critic in (exact, values):
+        state_values = torch.stack([critic[[prefix_index(row[:t]) for t in range(LENGTH)]] for row in rows])
+        advantages, _ = gae(rewards, state_values, mask, gamma=1.0, lam=lam)
+        (got,) = torch.autograd.grad(-policy_loss(row_logp, old, advantages * chance[:, None], mask)[0], theta, retain_graph=True)
+        errors.append((got - true).abs().max().item())
+    assert errors[0] < 1e-12 and errors[1] > 1e-4
+
+
 @pytest.mark.parametrize("lam", [0.0, 0.5, 0.95, 1.0])
 def test_6_running_min_is_potential_shaping(lam):
-    """GAE_F(v) == GAE_A(v + r_I * M_t) for every lambda at gamma 1, where A pays on the last token and F's slots are causal."""
+    """GAE_F(v) == GAE_A(v + r_I * M_t) for every lambda at gamma 1, and at no other; A pays on the last token, F's slots are causal."""
     _, _, values, scores, rows = setting()
     mask = torch.ones(len(rows), LENGTH, dtype=torch.float64)
     state_values = torch.stack([torch.stack([values[prefix_index(row[:t])] for t in range(LENGTH)]) for row in rows])
@@ -95,3 +120,8 @@ def test_6_running_min_is_potential_shaping(lam):
     shaped, _ = gae(placed(rows, scores, "running_min_delta"), state_values, mask, gamma=1.0, lam=lam)
     plain, _ = gae(placed(rows, scores, "min_terminal"), state_values + 0.6 * least, mask, gamma=1.0, lam=lam)
     assert (shaped - plain).abs().max() < 1e-12
+    discounted = [
+        gae(placed(rows, scores, mode), critic, mask, gamma=0.9, lam=lam)[0]
+        for mode, critic in (("running_min_delta", state_values), ("min_terminal", state_values + 0.6 * least))
+    ]
+    assert (discounted[0] - discounted[1]).abs().max() > 1e-2

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlef.rl import groups
 from rlef.rl.groups import LEAST_DEVIATION, deviation, relative, rewards_of, to_come
 from rlef.rl.reward import Score
 
@@ -52,9 +53,19 @@ def test_r_i_weights_a_prompt_unless_the_deviation_divides_it_away(rewards, inst
     group, weighted = [[one] for one in rewards], [[instruction * one] for one in rewards]
     plain = relative(group, baseline="group")
     assert [one for (one,) in relative(weighted, baseline="group")] == pytest.approx([instruction * one for (one,) in plain], abs=1e-12)
-    if (spread := deviation(rewards)) > 0.1:
-        scaled = relative(weighted, baseline="group", divide_by=instruction * spread)
-        assert [one for (one,) in scaled] == pytest.approx([one / spread for (one,) in plain], rel=0.02, abs=1e-9)
+    spread = deviation(rewards)
+    if spread > 1e-3:
+        assert deviation([one for (one,) in weighted]) == pytest.approx(instruction * spread)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(groups, "LEAST_DEVIATION", 0.0)
+            scaled = relative(weighted, baseline="group", divide_by=instruction * spread)
+        assert [one for (one,) in scaled] == pytest.approx([one / spread for (one,) in plain], rel=1e-9, abs=1e-9)
+
+
+def test_24_the_least_deviation_shrinks_what_hardly_differs():
+    group = [[0.05 * (0.5 + place)] for place in (-0.12, 0.0, 0.12)]  # a spread of 0.006 under a low r_I
+    assert deviation([one for (one,) in group]) == pytest.approx(0.006)
+    assert relative(group, baseline="group", divide_by=0.006)[2] == [pytest.approx(0.006 / 0.0061)]
 
 
 def test_process_form_by_hand():

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from rlef.rl.advantages import k3
 from rlef.rl.losses import adapted_kl_coef, explained_variance, mismatch_weights, policy_loss, token_shares, value_loss
 
 ONE = torch.ones(1, 1)
@@ -96,6 +97,25 @@ def test_27_token_weights_recover_the_gradient_of_the_policy_from_samples_of_ano
     assert (found("token") - true).abs().max() < 1e-12 and (found("none") - true).abs().max() > 1e-2
 
 
+def test_27_token_weights_of_longer_answers_are_biased_but_less_than_none():
+    """Two tokens, enumerated, rewarded together: a token's weight leaves out how likely what stands before and after it was; their
+    product over the answer does not."""
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(4, 3, dtype=torch.float64, generator=generator).requires_grad_()  # at the start, and after each first token
+    tilted = torch.log_softmax(theta.detach() + 0.5 * torch.randn(4, 3, dtype=torch.float64, generator=generator), -1)
+    reward = torch.randn(9, 1, dtype=torch.float64, generator=generator).expand(9, 2)
+    first, second = torch.arange(9) // 3, torch.arange(9) % 3
+    logp, sampler = (torch.stack([table[0, first], table[1 + first, second]], 1) for table in (torch.log_softmax(theta, -1), tilted))
+    chance, mask = sampler.sum(1, keepdim=True).exp(), torch.ones(9, 2, dtype=torch.float64)
+    (true,) = torch.autograd.grad((logp.detach().sum(1, keepdim=True).exp() * reward * logp).sum(), theta, retain_graph=True)
+    weights = {how: mismatch_weights(logp.detach(), sampler, mask, how=how, cap=1e6) for how in ("token", "none")}
+    errors = {}
+    for how, weight in (weights | {"whole": weights["token"].prod(1, keepdim=True)}).items():
+        loss, _ = policy_loss(logp, logp.detach(), reward, mask, weights=weight * chance)
+        errors[how] = (torch.autograd.grad(-loss, theta, retain_graph=True)[0] - true).abs().max().item()
+    assert errors["whole"] < 1e-12 and 1e-3 < errors["token"] < 0.7 * errors["none"]
+
+
 def test_31_the_kl_coefficient_moves_towards_its_target_from_both_sides():
     move = {"target": 6.0, "horizon": 1000, "rows": 100}
     assert adapted_kl_coef(0.1, 6.6, **move) == pytest.approx(0.1 * 1.01) and adapted_kl_coef(0.1, 5.4, **move) == pytest.approx(0.099)
@@ -109,6 +129,13 @@ def test_hand_computed_sum_and_log():
     assert loss.item() == pytest.approx(-2 * 1.2 + 1.0)
     assert sums["clip_fraction"].item() == 1 and sums["ratio"].item() == pytest.approx(2.5)
     assert sums["approx_kl"].item() == pytest.approx(1.5 - 1 - math.log(1.5), rel=1e-5)
+
+
+def test_4_a_small_kl_is_no_rounding_error():
+    """exp(d) - 1 - d in fp32 would be off by ten times what it is."""
+    near = torch.tensor([[1e-4]])
+    assert policy_loss(near, torch.zeros(1, 1), ONE, ONE)[1]["approx_kl"].item() == pytest.approx(5e-9, rel=0.05)
+    assert k3(near, torch.zeros(1, 1)).item() == pytest.approx(5e-9, rel=0.05)
 
 
 def test_13_huge_log_ratios_stay_finite():

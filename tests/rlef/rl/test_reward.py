@@ -97,6 +97,18 @@ def test_18_copies_of_a_good_step_cannot_raise_the_total(mode, where):
     assert sum(place(score(padded), 60, "step_sum")) == pytest.approx(sum(place(score(base), 60, "step_sum")) + 0.6 * 20 * 0.99)
 
 
+def test_18_what_a_good_step_does_elsewhere():
+    """Behind a single one Delta pays for it, and a Clip from above its score takes some for it; soft-min can be raised by it anywhere."""
+
+    def total(mode, *steps, clip_from=ETA):
+        return sum(STEP_REWARDS[mode](steps, clip_from))
+
+    assert total("step_delta", 0.8) == 0 and total("step_delta", 0.8, 0.99) == pytest.approx(0.8)
+    assert total("step_clip", 0.8, 0.99, clip_from=0.99) == pytest.approx(total("step_clip", 0.8, clip_from=0.99))
+    assert total("step_clip", 0.8, 0.99, clip_from=1.0) == pytest.approx(total("step_clip", 0.8, clip_from=1.0) - 0.01)
+    assert total("soft_min", 0.6, *[0.99] * 20, 0.6) > total("soft_min", 0.6, 0.6) < total("soft_min", 0.6, 0.6, *[0.99] * 20)
+
+
 @pytest.mark.parametrize("mode,nothing", [("step_sum", 0.0), ("step_clip", -1.0), ("step_delta", 0.0), ("soft_min", -1.0)])
 def test_16_what_is_zeroed_is_worth_as_little_as_the_mode_gives(mode, nothing):
     """So that no answer at all is never the best one."""

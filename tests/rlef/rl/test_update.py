@@ -240,12 +240,14 @@ def test_8_gradient_is_invariant_to_1e_10(tiny_folder, tiny):
 
 @pytest.mark.parametrize("how", ["token", "sequence", "constant"])
 def test_8_each_mean_is_over_the_whole_step_whatever_the_micro_batches(tiny_folder, tiny, how):
-    """The optimiser's gradient, entropy bonus included, against that of the mean written out row by row."""
+    """The optimiser's gradient, entropy bonus included, against that of the mean written out row by row; 27: each token by its weight."""
     _, tokenizer = tiny
     found = []
+    trust = torch.rand(8, 12, generator=torch.Generator().manual_seed(1)) + 0.5
     for size in (8, 1):
         config = settings(minibatches=1, micro_batch_size=size, loss_mean=how, entropy_coef=0.3, max_tokens=12)
         policy, critic, batch = prepared(tiny_folder, tokenizer, config)
+        batch.weights = trust[:, : batch.mask.shape[1]]
         seen = optimizer_gradients(policy)
         update(apart(policy, critic), batch, config, 0, 0, tokenizer.pad_token_id, CPU)
         found.append(seen[0])
@@ -257,7 +259,8 @@ def test_8_each_mean_is_over_the_whole_step_whatever_the_micro_batches(tiny_fold
     rows = []
     for row, answer in enumerate(batch.answers):
         tokens = slice(0, len(answer))
-        each = -batch.advantages[row, tokens] * (logprobs[row, tokens] - batch.old_logprobs[row, tokens]).exp() - 0.3 * entropy[row, tokens]
+        weighted = batch.advantages[row, tokens] * trust[row, tokens]
+        each = -weighted * (logprobs[row, tokens] - batch.old_logprobs[row, tokens]).exp() - 0.3 * entropy[row, tokens]
         rows.append({"token": each.sum(), "sequence": each.mean(), "constant": each.sum() / 12}[how])
     (sum(rows) / (batch.mask.sum() if how == "token" else 8)).backward()
     true = torch.cat([p.grad.flatten() for p in policy.module.parameters()])
@@ -287,7 +290,7 @@ def test_8_gradient_checkpointing_changes_no_gradient_and_is_off_when_sampling(t
 
 @pytest.mark.parametrize("how", ["token", "sequence", "constant"])
 def test_8_a_masked_row_is_as_if_it_had_never_been_sampled(tiny_folder, tiny, how):
-    """Gradients of both nets and the log, in fp64, whatever the micro-batches; and where a whole mini-batch is masked it takes no step."""
+    """Gradients of both nets and the log, in fp64, whatever the micro-batches; 3: NaN stands there and behind each answer's end."""
     _, tokenizer = tiny
     found = []
     for size, absent in ((8, False), (1, False), (8, True)):
@@ -301,6 +304,8 @@ def test_8_a_masked_row_is_as_if_it_had_never_been_sampled(tiny_folder, tiny, ho
             batch.rewards[[2, 6]], batch.values[[2, 6]] = 1e3, float("nan")
         batch.advantages, batch.returns = gae(batch.rewards, batch.values, batch.mask)
         batch.advantages = whiten(batch.advantages, batch.mask, lambda tensor: tensor)
+        for name in ("old_logprobs", "values", "advantages", "returns", "weights"):
+            setattr(batch, name, getattr(batch, name).masked_fill(batch.mask == 0, float("nan")))
         gradients = [optimizer_gradients(engine) for engine in (policy, critic)]
         metrics = update(apart(policy, critic), batch, config, 0, 0, tokenizer.pad_token_id, CPU)
         del metrics["optim/tokens"]  # which a masked row is among
@@ -380,13 +385,22 @@ def test_11_bf16_policy_and_critic_move_through_fp32_masters(tiny_folder, tiny):
             assert parameter.dtype == torch.bfloat16 and torch.equal(parameter, master.bfloat16())
 
 
-def test_early_stop_drops_the_step_and_the_rest(tiny_folder, tiny):
+def test_31_early_stop_drops_the_step_that_is_too_far_and_all_that_follow(tiny_folder, tiny):
+    """Both nets: the first of six steps is taken, of the second the gradients are forgotten before any optimiser sees them."""
     _, tokenizer = tiny
-    config = settings(epochs=2, minibatches=2, target_kl=1e-9)
-    policy, critic, batch = prepared(tiny_folder, tokenizer, config, policy_lr=1e-2)
-    metrics = update(apart(policy, critic), batch, config, 0, 0, tokenizer.pad_token_id, CPU)
-    assert metrics["ppo/early_stop"] == 1 and metrics["optim/steps"] < 4
-    assert all(p.grad is None or p.grad.abs().sum() == 0 for p in policy.module.parameters())
+    found = []
+    for target in (1e-4, None):
+        config = settings(epochs=3, minibatches=2, target_kl=target)
+        policy, critic, batch = prepared(tiny_folder, tokenizer, config, policy_lr=1e-2)
+        seen = [optimizer_gradients(engine) for engine in (policy, critic)]
+        metrics = update(apart(policy, critic), batch, config, 0, 0, tokenizer.pad_token_id, CPU)
+        found.append((seen, metrics["optim/steps"], metrics["ppo/early_stop"]))
+        left = [p.grad for engine in (policy, critic) for p in engine.module.parameters() if p.grad is not None]
+        assert left == []
+    (stopped, steps, early), (whole, all_steps, _) = found
+    assert (steps, early, all_steps) == (1, 1, 6)
+    for one, other in zip(stopped, whole, strict=True):
+        assert len(one) == 1 and len(other) == 6 and torch.equal(one[0], other[0])
 
 
 def test_15_pad_equal_to_eos_changes_nothing(tiny_folder, tiny):

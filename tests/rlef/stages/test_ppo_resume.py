@@ -36,6 +36,7 @@ def context(folder, inputs, **settings):
     return StageContext("ppo", config, stage, inputs, folder, tracker)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"average": 0.5}, {"lora": {"rank": 4}, "average": 0.5}, {"shared_trunk": True}])
 def test_25_resume_is_bitwise(inputs, tmp_path, monkeypatch, settings):
     monkeypatch.setattr(ppo, "CHECKPOINT_EVERY", 2)
