@@ -390,7 +390,7 @@ def test_31_early_stop_drops_the_step_that_is_too_far_and_all_that_follow(tiny_f
     _, tokenizer = tiny
     found, losses = [], watched_losses(monkeypatch)
     for target in (1e-4, None):
-        config = settings(epochs=3, minibatches=2, target_kl=target)
+        config = settings(epochs=2, minibatches=3, target_kl=target)
         policy, critic, batch = prepared(tiny_folder, tokenizer, config, policy_lr=1e-2)
         seen = [optimizer_gradients(engine) for engine in (policy, critic)]
         metrics = update(apart(policy, critic), batch, config, 0, 0, tokenizer.pad_token_id, CPU)
