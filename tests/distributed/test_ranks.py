@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
+from rlef.records import Problem, problem_id, write_jsonl
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -60,6 +64,36 @@ def test_8_ppo_update_on_two_ranks_equals_one_process(ppo_alone, tiny_folder, tm
         for net, steps in alone["gradients"].items():
             for one, other in zip(steps, two["gradients"][net], strict=True):
                 assert one.abs().max() > 1e-3 and (one - other).abs().max() < 1e-10
+
+
+@pytest.mark.slow
+def test_31_two_ranks_stop_early_at_the_same_step(tiny_folder, tmp_path):
+    """One of them has no token, and so no KL of its own, in the step that goes too far."""
+    layout = json.dumps({"iterations": 1, "minibatches": 3, "critic_warmup": 0, "target_kl": 1e-6})
+    alone, two = (run("worker_ppo.py", ranks, tmp_path / f"{ranks}.pt", tiny_folder, "-", layout) for ranks in (1, 2))
+    assert two["rows"][1] == [0, 0] and two["metrics"]["ppo/early_stop"] == two["metrics"]["optim/steps"] == 1
+    assert two["metrics"] == pytest.approx(alone["metrics"], rel=1e-4, abs=1e-6)
+    for net, steps in alone["gradients"].items():
+        assert len(steps) == len(two["gradients"][net]) == 1 and (steps[0] - two["gradients"][net][0]).abs().max() < 1e-10
+
+
+@pytest.mark.slow
+def test_r14_ppo_on_two_ranks_samples_tells_and_learns_what_one_process_does(tiny_folder, tmp_path):
+    """The whole stage: each rank answers its share of the prompts, whose rewards must come back to their own rows."""
+    questions = [f"Ann has {a} pens. Ben has {b} more. How many?" for a in range(3) for b in range(4)]
+    write_jsonl(tmp_path / "prompts.jsonl", [Problem(id=problem_id(question), question=question, answer="1") for question in questions])
+    start = shutil.copytree(tiny_folder, tmp_path / "start")
+    habits = json.loads((start / "generation_config.json").read_text())
+    habits["eos_token_id"] = [habits["eos_token_id"], *range(20, 80)]  # so that answers end
+    (start / "generation_config.json").write_text(json.dumps(habits))
+    (alone, one), (two, other) = (
+        run("ppo_stage_worker.py", ranks, tmp_path / f"{ranks}.pt", tmp_path / str(ranks), start, tmp_path / "prompts.jsonl")
+        for ranks in (1, 2)
+    )
+    assert len(one) == 3 and one[2]["ppo/kl"] != 0 and one[0]["ppo/kl_coef"] != one[2]["ppo/kl_coef"]
+    for row, told in zip(one, other, strict=True):
+        assert told == pytest.approx(row, rel=1e-3, abs=1e-5)
+    assert moved_apart({"state": alone}, {"state": two}, load_file(start / "model.safetensors")) < 1e-3
 
 
 @pytest.mark.slow

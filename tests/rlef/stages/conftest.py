@@ -34,7 +34,9 @@ def scored(inputs, tmp_path, monkeypatch):
 
     The checkpoint has sampling habits, as Qwen's have: nothing may read them.
     """
-    monkeypatch.setattr(RewardFunction, "score", lambda self, problems, completions: [_score(completion) for completion in completions])
+    monkeypatch.setattr(
+        RewardFunction, "score", lambda self, problems, completions: [score_by_tokens(completion) for completion in completions]
+    )
     start = shutil.copytree(inputs["init"], tmp_path / "start")
     habits = json.loads((start / "generation_config.json").read_text())
     habits |= {"eos_token_id": [habits["eos_token_id"], *range(20, 80)], "do_sample": True, "top_k": 1, "repetition_penalty": 9.0}
@@ -42,7 +44,8 @@ def scored(inputs, tmp_path, monkeypatch):
     return inputs | {"init": start}
 
 
-def _score(completion):
+def score_by_tokens(completion):
+    """Of a step of three tokens a sum of them; of an answer that is cut off nothing."""
     length = len(completion.tokens)
     slots = [*range(2, length - 1, 3), length - 1]
     steps = [completion.tokens[first : slot + 1] for first, slot in zip([0, *(slot + 1 for slot in slots)], slots, strict=False)]
