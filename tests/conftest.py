@@ -9,6 +9,10 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("any machine", deadline=None)  # a busy one takes more than 200 ms for an example
+settings.load_profile("any machine")
 
 TEXTS = [
     f"Ann has {a} pens. Ben has {b} more. How many pens does Ben have?\nBen {a}+{b}={a + b}\n#### {a + b}"
