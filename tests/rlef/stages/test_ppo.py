@@ -79,10 +79,11 @@ def estimated(rewards, values):
     return advantages, advantages + values
 
 
-def test_an_update_is_handed_the_rewards_less_the_kl_of_the_policy_and_what_follows_of_them(handed, scored):
+@pytest.mark.parametrize("reuse", [False, True])
+def test_an_update_is_handed_the_rewards_less_the_kl_of_the_policy_and_what_follows_of_them(handed, scored, reuse):
     """R15, R21, 26: minus beta times k1, which is what the log tells; returns from advantages before they are whitened; and as many
     answers end as stop ids say (R6)."""
-    seen, log = handed(stage())
+    seen, log = handed(stage(reuse_logprobs=reuse))
     start, eos = load_policy(scored["init"]), load_tokenizer(scored["init"]).eos_token_id
     for iteration, (scores, batch, now) in enumerate(seen):
         beta, raw = log[iteration]["ppo/kl_coef"], []
@@ -110,7 +111,9 @@ def test_an_update_is_handed_the_rewards_less_the_kl_of_the_policy_and_what_foll
         expected = mismatch_weights(batch.old_logprobs, batch.rollout_logprobs, batch.mask, how="token", cap=1.01)
         assert torch.equal(batch.weights, expected)
         assert judged < len(scores) and log[iteration]["ppo/kl"] == pytest.approx(kl / judged, abs=1e-5)
-        assert torch.equal(batch.old_logprobs, batch.ref_logprobs) == (iteration < 2)  # bitwise, until the policy has moved
+        assert torch.equal(batch.old_logprobs, batch.rollout_logprobs) == reuse
+        same = partial(torch.allclose, atol=1e-4) if reuse else torch.equal
+        assert same(batch.old_logprobs, batch.ref_logprobs) == (iteration < 2)  # until the policy has moved
     # 31: one step of the coefficient an iteration, from the KL an answer before the update; R22: the last rate of six steps.
     for before, after in pairwise(log):
         error = max(-0.2, min(0.2, before["ppo/kl"] / 1.3 - 1))
