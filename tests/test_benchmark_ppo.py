@@ -43,13 +43,14 @@ def bench(tiny_folder, tmp_path, monkeypatch):
         bench.asked.append(one | {"python": python})
         if python == "no python":
             return bench.peer_found
+        for name, function in forced.items():  # a job replaces them, and is one of its process elsewhere
+            monkeypatch.setattr(hf, name, function)
         found = job.JOBS[one["kind"]](one | {"out": str(folder)})
         return found | {"peak_bytes": 10 * 2**20} if "peak_bytes" in found else found
 
     from rlef.rollout import hf
 
-    for name in ("_draw", "keyed_uniforms"):  # the jobs replace them
-        monkeypatch.setattr(hf, name, getattr(hf, name))
+    forced = {name: getattr(hf, name) for name in ("_draw", "keyed_uniforms")}
     monkeypatch.setattr(ppo, "measure", measure)
     phases = dict.fromkeys(ppo.PHASES, 100.0)
     bench.peer_found = {

@@ -40,7 +40,7 @@ def test_the_variants_of_the_evidence_differ_in_what_they_are_named_for(capsys):
     config = load_config(root / "configs" / "quickstart.yaml", ["ppo.iterations=4"])
     every = evidence.make_parts(config)
     own = {name: part.stages[name] for name, part in every.items() if name in part.stages}
-    assert own["ppo"]["iterations"] == 4 and own["ppo"]["kl_coef"] == 0.05 and "reward_mode" not in own["ppo"]
+    assert own["ppo"]["iterations"] == 4 and own["ppo"]["kl_coef"] == 0.01 and "reward_mode" not in own["ppo"]
     differs = {
         "ppo_orm": {"irm": "none", "prm": "orm"},
         "ppo_prm": {"irm": "none"},
