@@ -1,4 +1,4 @@
-"""`rlef run|check|report|doctor|convert|STAGE`: parses, prints one message for a user's mistake, imports nothing heavy before it must."""
+"""`rlef run|check|plan|report|doctor|convert|STAGE`: parses, prints one message for a user's mistake, imports nothing heavy before it must."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: rlef run configs/quickstart.yaml ppo.iterations=20; a stage alone: rlef sft configs/quickstart.yaml",
     )
     main.add_argument("--version", action="version", version=f"rlef {__version__}")
-    commands = main.add_subparsers(dest="command", required=True, metavar="{run,check,report,doctor,convert,STAGE}")
+    commands = main.add_subparsers(dest="command", required=True, metavar="{run,check,plan,report,doctor,convert,STAGE}")
     run = commands.add_parser(
         "run", help="run all stages that are not done", epilog="example: rlef run configs/quickstart.yaml run.seed=1 run.dir=runs/seed_1"
     )
@@ -37,8 +37,21 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--from", dest="start", metavar="STAGE", help="redo this stage and all after it")
     run.add_argument("--only", metavar="STAGE", help="run this stage alone")
     run.add_argument("--yes", action="store_true", help="redo even what was paid for or took over 10 minutes")
-    check = commands.add_parser("check", help="validate a config, show stages, cache and memory; loads no model")
+    check = commands.add_parser(
+        "check",
+        help="validate a config, show stages, cache and memory; loads no model",
+        epilog="with --gpu-memory it refuses what does not fit: rlef check configs/wizardmath_7b.yaml --gpus 8 --gpu-memory 80",
+    )
     _config_arguments(check)
+    _machine_arguments(check, needed=False)
+    plan = commands.add_parser(
+        "plan",
+        help="show what each stage needs of a GPU under each ZeRO stage, what fits, and the cheapest setting that does",
+        epilog="example: rlef plan configs/wizardmath_7b.yaml --gpus 16 --gpu-memory 80 --nodes 2",
+    )
+    _config_arguments(plan)
+    _machine_arguments(plan, needed=True)
+    plan.add_argument("--json", action="store_true", help="print JSON, in bytes and seconds")
     commands.add_parser("doctor", help="show versions, cores, memory, GPUs")
     convert = commands.add_parser(
         "convert",
@@ -65,6 +78,15 @@ def parser() -> argparse.ArgumentParser:
 def _config_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", help="YAML file")
     command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="e.g. ppo.iterations=20")
+
+
+def _machine_arguments(command: argparse.ArgumentParser, *, needed: bool) -> None:
+    command.add_argument("--gpus", type=_above_zero, metavar="N", help="of all machines together (default: launch.processes)")
+    command.add_argument("--gpu-memory", type=_above_zero, required=needed, metavar="GB", help="of one GPU, in 10^9 bytes")
+    command.add_argument(
+        "--nodes", type=_above_zero, default=1, metavar="N", help="machines; travelling between them is slower (default: 1)"
+    )
+    command.add_argument("--prompt-tokens", type=_above_zero, default=256, metavar="N", help="of the longest prompt (default: 256)")
 
 
 def _above_zero(text: str) -> int:
@@ -99,7 +121,11 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Options and overrides may stand in any order; a stage's own name is a command as its kind is (`rlef sft_2 CONFIG`)."""
     main = parser()
-    if len(arguments) > 1 and not arguments[0].startswith("-") and arguments[0] not in ("run", "check", "doctor", "convert", *STAGES):
+    if (
+        len(arguments) > 1
+        and not arguments[0].startswith("-")
+        and arguments[0] not in ("run", "check", "plan", "doctor", "convert", *STAGES)
+    ):
         arguments = ["run", *arguments[1:], "--only", arguments[0]]
     options, rest = main.parse_known_args(arguments)
     # argparse closes a list of arguments at the first option after it.
@@ -126,9 +152,13 @@ def _dispatch(options: argparse.Namespace) -> int:
     from rlef.config import WITHOUT_MODEL
     from rlef.load_config import load_config
 
-    config = load_config(options.config, options.overrides)
-    if options.command == "check":
-        return check(config)
+    given = [f"launch.processes={options.gpus}"] if options.command in ("check", "plan") and options.gpus is not None else []
+    config = load_config(options.config, [*options.overrides, *given])
+    if options.command in ("check", "plan"):
+        from rlef.needs import Machines
+
+        machines = Machines(config.launch.processes, 1e9 * (options.gpu_memory or 0), options.nodes, options.prompt_tokens)
+        return check(config, machines) if options.command == "check" else plan(config, machines, as_json=options.json)
     from rlef import pipeline
 
     if options.command == "run":
@@ -156,16 +186,20 @@ def _show(config: Any, run: Any, name: str) -> None:
         print(tables.label_table(manifest.result, run.stage(name)))
 
 
-def check(config: Any) -> int:
-    """Everything that can be known without loading a model."""
-    from rlef import pipeline, shapes
+def check(config: Any, machines: Any) -> int:
+    """Everything that can be known without loading a model; with the memory of a GPU also whether it is enough."""
+    from rlef import pipeline
+    from rlef.plan import memory_lines, refuse
     from rlef.run_dir import RunDir
 
     run = RunDir(str(config.run.dir))
+    pipeline.check_launch(config, config.stages)
     inputs = pipeline.resolve_all(config)
     pipeline.check_data(config)
     reasons = pipeline.plan(config, run, inputs)
-    memory = shapes.describe(config)
+    memory = memory_lines(config, inputs, machines)
+    if machines.memory:
+        refuse(config, inputs, machines)
     print(f"config ok: {len(config.stages)} stages, run directory {run.root}")
     for name, stage in config.stages.items():
         manifest = run.manifest(name)
@@ -178,6 +212,22 @@ def check(config: Any) -> int:
         print(f"  {name:12} {state:24} {shown if stage.kind != 'report' else 'the whole run'}")
     for line in memory:
         print(line)
+    return 0
+
+
+def plan(config: Any, machines: Any, *, as_json: bool) -> int:
+    """Nothing is run, loaded or written."""
+    import json
+
+    from rlef import pipeline
+    from rlef import plan as planner
+    from rlef.tables import plan_table
+
+    plans = planner.plan(config, pipeline.resolve_all(config), machines)
+    if as_json:
+        print(json.dumps(planner.as_json(plans, machines), indent=2))
+    else:
+        plan_table(plans, machines)
     return 0
 
 

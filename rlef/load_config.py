@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from rlef import rounds
 from rlef.config import STAGE_TYPES, Config, EvolveStage, MethodStage, resolve_path
 from rlef.errors import UserError, raise_all
-from rlef.shapes import zero_stage
+from rlef.memory import Zero
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -202,11 +202,10 @@ def _check_files(config: Config, path: Path) -> None:
         except json.JSONDecodeError as error:
             wrong.append(f"launch.deepspeed: {config.launch.deepspeed}, line {error.lineno}: not valid JSON ({error.msg})")
         else:
-            if not isinstance(settings, dict):
-                wrong.append(f"launch.deepspeed: {config.launch.deepspeed}: not a JSON object")
-            elif zero_stage(config) == 3:
-                adapted = [name for name, stage in config.stages.items() if stage.kind == "ppo" and stage.lora is not None]
-                wrong += [f"stages.{name}.lora: ZeRO-3 divides weights that all nets share; use ZeRO-2 or lower" for name in adapted]
+            try:
+                Zero.of(settings)
+            except (AttributeError, TypeError, ValueError):
+                wrong.append(f"launch.deepspeed: {config.launch.deepspeed}: not a JSON object as DeepSpeed reads it")
     for name, stage in config.stages.items():
         if stage.kind == "problems":
             file(f"stages.{name}.path", stage.path if stage.source == "jsonl" else None)

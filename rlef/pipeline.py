@@ -40,6 +40,7 @@ from rlef.config import (
 )
 from rlef.errors import UserError, raise_all
 from rlef.evolution.operations import check_weights, operations_of, operations_to_improve
+from rlef.memory import WITHOUT_ZERO_3, Zero
 from rlef.rl.functions import check_function
 from rlef.run_dir import RunDir, digest, outside_digest, write_json
 from rlef.sources import read_problems, with_answers
@@ -275,6 +276,16 @@ def resolve_all(config: Config) -> dict[str, dict[str, str]]:
     return resolved
 
 
+def check_launch(config: Config, names: Collection[str]) -> None:
+    """Whether these stages run under the config's ZeRO stage."""
+    zero = Zero.read(config.launch.deepspeed)
+    if zero is not None and zero.stage == 3:
+        divided = [name for name in names if config.stages[name].kind in WITHOUT_ZERO_3]
+        reason = "its sampler and its reference read weights that ZeRO-3 divides"
+        fix = "set launch.deepspeed to a file of ZeRO-2 or lower; for this stage alone: rlef {} CONFIG launch.deepspeed=FILE"
+        raise_all([UserError(f"stages.{name}: {reason}", fix=fix.format(name)) for name in divided])
+
+
 def check_data(config: Config) -> None:
     """The files that stages will read: a broken line, an empty file, an unknown operation or function: told before hours of work, not after
     them."""
@@ -447,6 +458,7 @@ def run(config: Config, *, start: str | None = None, only: str | None = None, ye
             )
     if start is not None and only is not None:
         raise UserError("--from and --only: one redoes a stage and all after it, the other runs one alone", fix="give one of them")
+    check_launch(config, config.stages if only is None else [only])
     inputs = resolve_all(config)
     check_data(config)
     run_dir = RunDir(str(config.run.dir))

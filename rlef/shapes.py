@@ -1,4 +1,4 @@
-"""Model sizes by arithmetic on the config alone: parameters, and the bytes that each stage's models take on one device."""
+"""Sizes of decoders by arithmetic on a config.json or the head of a GGUF file: no weights, no torch."""
 
 from __future__ import annotations
 
@@ -6,38 +6,89 @@ import json
 import os
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rlef.config import AnyStage, Config, ModelSection, PpoStage, RandomInit, resolve_path
+from rlef.config import Config, ModelSection, RandomInit, resolve_path
 from rlef.errors import UserError
 
-GIB = 2**30
-# Models of a stage: how many are trained, how many are only read.
-MODELS = {
-    "sft": (1, 0), "rft": (1, 2), "irm": (1, 0), "prm": (1, 0), "orm": (1, 0), "label": (0, 1), "dpo": (1, 3), "grpo": (1, 3),
-    "ppo": (2, 3), "ppo of adapters": (0, 3), "ppo of one trunk": (1, 3), "evaluate": (0, 2),
-}  # fmt: skip
-SHARDED = ("sft", "rft", "irm", "prm", "orm", "dpo", "grpo", "ppo", "ppo of one trunk")
+KNOWN = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # model_type of decoders with the layer that Decoder describes
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A Llama-like decoder: RMS norms, a gated MLP, heads that may share keys and values. All in numbers of elements."""
+
+    hidden: int
+    layers: int
+    query: int  # heads x size of a head
+    key_value: int  # the same of keys, and of values
+    heads: int
+    intermediate: int
+    vocabulary: int
+    tied: bool
+    extra: int = 0  # of a layer: biases, and norms of queries and keys
+
+    @classmethod
+    def of(cls, shape: Mapping[str, Any]) -> Decoder:
+        """From the keys of a config.json. Raises ValueError for another architecture, KeyError for a missing key."""
+        family = shape.get("model_type", "llama")
+        if family not in KNOWN:
+            raise ValueError(f"model_type {family}; known: {', '.join(KNOWN)}")
+        hidden, heads, intermediate = shape["hidden_size"], shape["num_attention_heads"], shape["intermediate_size"]
+        head = shape.get("head_dim") or hidden // heads
+        query, key_value = heads * head, (shape.get("num_key_value_heads") or heads) * head
+        extra = 0
+        if family == "qwen2":
+            extra += query + 2 * key_value
+        elif shape.get("attention_bias"):
+            extra += query + 2 * key_value + hidden
+        if family == "qwen3":
+            extra += 2 * head
+        if shape.get("mlp_bias"):
+            extra += 2 * intermediate + hidden
+        tied = bool(shape.get("tie_word_embeddings", family == "smollm3"))
+        return cls(hidden, shape["num_hidden_layers"], query, key_value, heads, intermediate, shape["vocab_size"], tied, extra)
+
+    @property
+    def layer(self) -> int:
+        """Parameters of one layer."""
+        return self.linear + 2 * self.hidden + self.extra
+
+    @property
+    def linear(self) -> int:
+        """Weights of one layer that are matrices."""
+        return self.hidden * (2 * self.query + 2 * self.key_value) + 3 * self.hidden * self.intermediate
+
+    @property
+    def embedding(self) -> int:
+        return self.vocabulary * self.hidden
+
+    @property
+    def trunk(self) -> int:
+        """Parameters without the LM head, as a classifier on it has them: embedding, layers, last norm."""
+        return self.embedding + self.layers * self.layer + self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """Of the language model."""
+        return self.trunk + (0 if self.tied else self.embedding)
+
+    @property
+    def classifier(self) -> int:
+        """Of trunk, one-label head and its bias: a critic or a reward model."""
+        return self.trunk + self.hidden + 1
+
+    def adapter(self, rank: int) -> int:
+        """Parameters of a low-rank adapter on all linear layers but the LM head."""
+        sides = 2 * (self.hidden + self.query) + 2 * (self.hidden + self.key_value) + 3 * (self.hidden + self.intermediate)
+        return self.layers * rank * sides
 
 
 def decoder_parameters(shape: Mapping[str, Any]) -> int:
-    """Parameters of a Llama-like decoder (gated MLP, no biases) from the keys of a config.json."""
-    hidden, layers, vocabulary = shape["hidden_size"], shape["num_hidden_layers"], shape["vocab_size"]
-    heads = shape["num_attention_heads"]
-    head = shape.get("head_dim") or hidden // heads
-    key_value = (shape.get("num_key_value_heads") or heads) * head
-    layer = hidden * (2 * heads * head + 2 * key_value) + 3 * hidden * shape["intermediate_size"] + 2 * hidden
-    return vocabulary * hidden * (1 if shape.get("tie_word_embeddings") else 2) + layers * layer + hidden
-
-
-def adapter_parameters(shape: Mapping[str, Any], rank: int) -> int:
-    """Parameters of a low-rank adapter on all linear layers of such a decoder but the LM head."""
-    hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
-    head = shape.get("head_dim") or hidden // heads
-    key_value = (shape.get("num_key_value_heads") or heads) * head
-    sides = 2 * (hidden + heads * head) + 2 * (hidden + key_value) + 3 * (hidden + shape["intermediate_size"])
-    return shape["num_hidden_layers"] * rank * sides
+    """Parameters of a language model from the keys of its config.json."""
+    return Decoder.of(shape).parameters
 
 
 def random_shape(spec: RandomInit) -> dict[str, Any]:
@@ -93,7 +144,7 @@ def gguf_shape(file: Path) -> dict[str, Any] | None:
     }
     shape = {key: values.get(f"{kind}.{name}") for key, name in wanted.items()}
     shape["vocab_size"] = values.get("tokenizer.ggml.tokens")
-    return None if None in shape.values() else shape | {"tie_word_embeddings": "output.weight" not in names}
+    return None if None in shape.values() else shape | {"model_type": kind, "tie_word_embeddings": "output.weight" not in names}
 
 
 def _read(handle: BinaryIO, kind: str) -> Any:
@@ -125,73 +176,28 @@ def _skip_tensor(handle: BinaryIO) -> str:
     return name
 
 
-# ---------------------------------------------------------------------------------------------- memory
+class UnknownShape(UserError):
+    """A model whose sizes nobody can tell before it is there, or of an architecture that is not known."""
 
 
-def zero_stage(config: Config) -> int:
-    """0 without DeepSpeed."""
-    if config.launch.deepspeed is None:
-        return 0
-    settings = json.loads(Path(config.launch.deepspeed).read_text(encoding="utf-8"))
-    return int(settings.get("zero_optimization", {}).get("stage", 0))
-
-
-def stage_bytes(parameters: int, kind: str, *, weight_bytes: int = 4, zero: int = 0, processes: int = 1) -> float:
-    """Model states of a stage on one device. A trained parameter: weight, gradient, two fp32 Adam moments, and an fp32 copy under
-    DeepSpeed in half precision; ZeRO-1 divides the optimiser's part by the processes, ZeRO-2 the gradients too, ZeRO-3 the weights
-    too (frozen models stay whole). Activations, logits and the key-value cache come on top.
-    """
-    trained, frozen = MODELS.get(kind, (0, 0))
-    if kind not in SHARDED:
-        zero, processes = 0, 1
-    optimizer = 8 + (4 if weight_bytes < 4 and zero else 0)
-    states = (
-        weight_bytes / (processes if zero >= 3 else 1)
-        + weight_bytes / (processes if zero >= 2 else 1)
-        + optimizer / (processes if zero >= 1 else 1)
-    )
-    return parameters * (trained * states + frozen * weight_bytes)
-
-
-def _stage_size(stage: AnyStage, shape: Mapping[str, Any], **how: Any) -> float:
-    """Of a stage as it is set: PPO's nets may share their weights."""
-    parameters = decoder_parameters(shape)
-    if isinstance(stage, PpoStage) and stage.lora is not None:
-        return stage_bytes(parameters, "ppo of adapters", **how) + 2 * 16 * adapter_parameters(shape, stage.lora.rank)
-    shared = isinstance(stage, PpoStage) and stage.shared_trunk
-    return stage_bytes(parameters, "ppo of one trunk" if shared else stage.kind, **how)
-
-
-def describe(config: Config) -> list[str]:
-    """Lines for `rlef check`; none for a run without a model."""
-    if config.model.path is None and config.model.random is None:
-        return []
+def decoder_of(config: Config, folder: str | None = None, gguf_file: str | None = None) -> Decoder:
+    """Of the config's model, or of another folder. Raises UnknownShape, and UserError where a file cannot be read."""
+    section = config.model if folder is None else ModelSection(path=folder, gguf_file=gguf_file)
     try:
-        shape = model_shape(config.model)
+        shape = model_shape(section)
         if not isinstance(shape, dict | None):
             raise ValueError("not a JSON object")
     except (ValueError, struct.error) as error:  # JSON and text that are none are ValueErrors
-        what = config.model.gguf_file or "config.json"
-        raise UserError(f"model.path: {config.model.path}: its {what} cannot be read ({error})", fix="download it again") from None
+        what = section.gguf_file or "config.json"
+        raise UserError(f"model.path: {section.path}: its {what} cannot be read ({error})", fix="download it again") from None
     if shape is None:
-        return [f"model: {config.model.path} is not on this machine: its shape, and so its memory, is unknown before it is downloaded"]
-    try:
-        parameters = decoder_parameters(shape)
-    except (KeyError, TypeError) as error:
-        return [f"model: {config.model.path}: its shape is not known ({type(error).__name__}: {error}), so its memory is not estimated"]
-    zero, processes = zero_stage(config), config.launch.processes
-    width = 4 if config.model.dtype == "float32" else 2
-    lines = [f"model: {parameters / 1e6:.2f} M parameters" + (" (vocabulary at its upper limit)" if config.model.random else "")]
-    sizes = {
-        name: _stage_size(stage, shape, weight_bytes=width, zero=zero, processes=processes)
-        for name, stage in config.stages.items()
-        if stage.kind in MODELS
-    }
-    if sizes:
-        how = f"{config.model.dtype}, " + (f"ZeRO-{zero} over {processes} processes" if zero else "unsharded")
-        listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in sizes.items())
-        lines.append(f"memory a device for weights, gradients and optimiser ({how}), GiB: {listed}")
-        lines.append(
-            f"  the largest is {max(sizes, key=lambda name: sizes[name])}; activations, logits and the key-value cache come on top"
+        raise UnknownShape(
+            f"model: {section.path} is not on this machine: its shape, and so its memory, is unknown before it is downloaded",
+            fix="download it, or name a folder with its config.json alone, e.g. model.path=FOLDER",
         )
-    return lines
+    try:
+        return Decoder.of(shape)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnknownShape(
+            f"model: {section.path}: its shape is not known ({type(error).__name__}: {error}), so its memory is not estimated"
+        ) from None

@@ -1,14 +1,22 @@
-"""What `rlef evolve` and `rlef label` show at their end: a table of what was made, kept and set aside, and one example of each."""
+"""What `rlef evolve` and `rlef label` show at their end, a table of what was made, kept and set aside, and one example of each; and the
+table of `rlef plan`."""
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from reward_models.records import RankedList, SteppedSolution, read_records
+from rlef.memory import GB, PARTS, backward_peak
+from rlef.needs import Machines
+from rlef.plan import Setting, StagePlan, together
 from rlef.records import Eliminated, Problem, read_jsonl
 
 WIDTH = 100
@@ -39,6 +47,58 @@ def label_table(result: Mapping[str, Any], folder: Path) -> str:
         parts = value.items() if name == "ranking" else [(name, value)]
         rows += [(part.replace("_", " "), one) for part, one in parts if isinstance(one, int | float | str)]
     return "\n".join([*_aligned([*rows, *_teacher(result)]), *_label_examples(folder)])
+
+
+def plan_table(plans: Sequence[StagePlan], machines: Machines) -> None:
+    """Print a row for each stage and DeepSpeed file, in GB of one GPU at the stage's largest moment, then the cheapest settings."""
+    shown = Table(title=f"GB of each of {machines.gpus} GPUs of {machines.memory / GB:.0f} GB; seconds are estimates", title_justify="left")
+    heads = ("weights", "gradients", "optimiser", "buffers", "frozen", "activations", "if checkpointed", "logits", "KV", "vLLM", "most")
+    for head in ("stage", "launch.deepspeed", "moment"):
+        shown.add_column(head)
+    for head in (*heads, "host", "~s/step"):
+        shown.add_column(head, justify="right")
+    shown.add_column("fits")
+    for one in plans:
+        for setting in one.table:
+            peak = setting.need.peak
+            parts = [peak.parts.get(part, 0.0) for part in PARTS]
+            parts.insert(PARTS.index("activations") + 1, checkpointed_activations(setting))
+            mine = one.now is not None and setting.file == one.now.file
+            file = Path(setting.file).stem if setting.file else "none"
+            cells = [_gb(value) for value in (*parts, peak.total, setting.need.host)]
+            time = f"{setting.seconds:.1f}" if setting.seconds is not None else ""
+            fits = "yes" if peak.total <= machines.memory else "no"
+            shown.add_row(one.name, file + (" *" if mine else ""), peak.name, *cells, time, fits, style="bold" if mine else None)
+        shown.add_section()
+    Console(width=190 if not sys.stdout.isatty() else None).print(shown)
+    print("* as the config is set. A step of ppo and grpo is an iteration; host: GB of the machine's own memory for each GPU")
+    for one in plans:
+        if one.fits:
+            continue
+        if one.best is not None:
+            print(
+                f"{one.name} does not fit as it is set; the cheapest that does ({one.best.need.peak.total / GB:.1f} GB): {one.best.overrides}"
+            )
+        else:
+            print(f"{one.name} does not fit: {'; '.join(one.otherwise)}")
+    if (words := together(plans)) is None:
+        print(
+            "no one DeepSpeed file fits all stages; launch.deepspeed may differ from stage to stage: rlef STAGE CONFIG launch.deepspeed=FILE"
+        )
+    elif words:
+        print(f"all together, cheapest: {words}")
+    else:
+        print("all fits as it is set, and nothing that fits is cheaper")
+
+
+def checkpointed_activations(setting: Setting) -> float:
+    """Bytes of activations if the first net that is trained recomputed them; 0 where none is trained."""
+    need = setting.need
+    return backward_peak(need.nets[0].decoder, need.tokens, need.nets[0].products, checkpointing=True) if need.nets else 0.0
+
+
+def _gb(value: float) -> str:
+    return "" if value == 0 else f"{value / GB:.2f}" if value < 10 * GB else f"{value / GB:.1f}"
 
 
 def _teacher(result: Mapping[str, Any]) -> list[Row]:
