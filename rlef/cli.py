@@ -1,4 +1,4 @@
-"""`rlef run|check|plan|report|doctor|convert|STAGE`: parses, prints one message for a user's mistake, imports nothing heavy before it must."""
+"""`rlef run|check|plan|report|doctor|convert|STAGE`: parses, prints one message for a user's mistake, imports nothing heavy early."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Precision:
 
 
 def model_states(parameters: float, precision: Precision, stage: int, ranks: int) -> Parts:
-    """Of `parameters` trained ones on one of `ranks` devices: ZeRO-1 divides the optimiser's part, 2 the gradients too, 3 the weights too."""
+    """Of so many trained parameters on one of `ranks` devices: ZeRO-1 divides the optimiser's part, 2 gradients, 3 the weights too."""
     return {
         "weights": parameters * precision.weight / (ranks if stage >= 3 else 1),
         "gradients": parameters * precision.gradient / (ranks if stage >= 2 else 1),
@@ -81,13 +81,14 @@ class Zero:
 def precision_of(trainer: Trainer, dtype: str, bf16: bool, zero: Zero | None) -> Precision:
     """What a trainer holds of a trained parameter. `dtype`: of the loaded weights; `bf16`: products in it, wanted by the stage.
 
-    PPO's engines keep fp32 gradients and copies of half-precision weights. TRL's trainers step on the loaded weights themselves; under
-    DeepSpeed ZeRO-1 and 2 make an fp32 copy even of fp32 weights. The reward models are loaded in fp32, which DeepSpeed's bf16 mode halves.
+    PPO's engines keep fp32 gradients and copies of half-precision weights, under ZeRO-1 the gradients in half precision too. TRL's
+    trainers step on the loaded weights themselves. ZeRO makes an fp32 copy even of fp32 weights. The reward models are loaded in fp32, and
+    DeepSpeed's bf16 mode halves them.
     """
     stage = zero.stage if zero is not None else 0
-    copied = 12 if stage in (1, 2) or (zero is not None and zero.offload_optimizer) else 8
+    copied = 12 if stage else 8
     if trainer == "engine":
-        return Precision(2, 4, 12) if dtype == "bfloat16" else Precision(4, 4, copied)
+        return Precision(2, 6 if stage == 1 else 4, 12) if dtype == "bfloat16" else Precision(4, 4, copied)
     if trainer == "trl":
         if dtype == "float32":
             return Precision(4, 4, copied)

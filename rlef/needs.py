@@ -27,6 +27,7 @@ from rlef.config import (
 )
 from rlef.memory import (
     Parts,
+    Precision,
     Products,
     Trainer,
     Zero,
@@ -102,7 +103,7 @@ class Net:
     def width(self) -> int:
         return 2 if self.products == "bfloat16" else 4
 
-    def _how(self) -> tuple[Any, ...]:
+    def _how(self) -> tuple[float, Precision, Zero | None, int]:
         return (
             self.parameters,
             precision_of(self.trainer, "float32" if self.frozen else self.dtype, self.bf16, self.zero),
@@ -197,9 +198,11 @@ class Planner:
         here = [key for key in keys if not addresses(getattr(stage, key, None)) and function_of(getattr(stage, key, None)) is None]
         return [self._decoder(self.inputs[name][key]) for key in here if key in self.inputs[name]]
 
-    def _sampling(self, decoder: Decoder, rows: float, tokens: float) -> Parts:
+    def _sampling(self, decoder: Decoder, rows: float, tokens: float, samples: int = 1) -> Parts:
+        """`samples`: rows of a prompt, which is read once for all of them."""
         cache = kv_cache(decoder, rows, self.machines.prompt_tokens + tokens, self._width)
-        prefill = forward_peak(decoder, rows * self.machines.prompt_tokens, "float32" if self._width == 4 else "bfloat16")
+        read = ceil(rows / samples) * self.machines.prompt_tokens
+        prefill = forward_peak(decoder, read, "float32" if self._width == 4 else "bfloat16")
         return {"kv_cache": cache, "logits": drawn_logits(decoder, rows, self._width), "activations": prefill}
 
     def _scoring(self, decoders: list[Decoder], rows: float, tokens: float) -> Parts:
@@ -266,7 +269,7 @@ class Planner:
 
     def _ppo(self, name: str, stage: PpoStage, zero: Zero | None) -> Need:
         decoder, ranks = self._decoder(self.inputs[name]["init"]), self.machines.gpus
-        how = {"zero": zero, "ranks": ranks, "dtype": self.config.model.dtype, "bf16": stage.bf16}
+        how: dict[str, Any] = {"zero": zero, "ranks": ranks, "dtype": self.config.model.dtype, "bf16": stage.bf16}
         # 1. What is trained, and what is only read.
         if stage.lora is not None:
             adapter = decoder.adapter(stage.lora.rank)
@@ -294,7 +297,11 @@ class Planner:
         moments = []
         if stage.rollout.server is None and stage.rollout.vllm is None:
             rows = min(stage.rollout_batch_size, answers)
-            moments.append(Moment("sample", add(resting, self._sampling(decoder, rows, stage.max_tokens)), "rollout_batch_size"))
+            moments.append(
+                Moment(
+                    "sample", add(resting, self._sampling(decoder, rows, stage.max_tokens, stage.samples_per_prompt)), "rollout_batch_size"
+                )
+            )
         scored = min(stage.score_batch_size, answers)
         moments.append(Moment("score", add(resting, self._scoring(rewards, scored, length)), "score_batch_size"))
         step_rows = ceil(ceil(stage.prompts_per_iteration / stage.minibatches) / ranks) * stage.samples_per_prompt
@@ -327,7 +334,11 @@ class Planner:
         beside = add(self._policy(decoder), self._frozen(rewards))
         length = self.machines.prompt_tokens + stage.max_tokens
         return [
-            Moment("sample", add(beside, self._sampling(decoder, stage.rollout_batch_size, stage.max_tokens)), "rollout_batch_size"),
+            Moment(
+                "sample",
+                add(beside, self._sampling(decoder, stage.rollout_batch_size, stage.max_tokens, stage.samples_per_prompt)),
+                "rollout_batch_size",
+            ),
             Moment("score", add(beside, self._scoring(rewards, stage.score_batch_size, length)), "score_batch_size"),
         ]
 
@@ -359,10 +370,11 @@ class Planner:
         # Under ZeRO-3 the weights are gathered whole while it samples.
         gathered = {"buffers": float(net.width * net.decoder.parameters) if net.zero is not None and net.zero.stage == 3 else 0.0}
         answers = step * stage.minibatches
-        rows = min(stage.rollout_batch_size, answers)
+        rows, scored = min(stage.rollout_batch_size, answers), min(stage.score_batch_size, answers)
+        sampling = self._sampling(net.decoder, rows, stage.max_tokens, stage.samples_per_prompt)
         moments = [
-            Moment("sample", add(resting, gathered, self._sampling(net.decoder, rows, stage.max_tokens)), "rollout_batch_size"),
-            Moment("score", add(resting, gathered, self._scoring(rewards, min(stage.score_batch_size, answers), length)), "score_batch_size"),
+            Moment("sample", add(resting, gathered, sampling), "rollout_batch_size"),
+            Moment("score", add(resting, gathered, self._scoring(rewards, scored, length)), "score_batch_size"),
             *self._training(
                 net, micro * length, tiled_logits(net.decoder, micro * stage.max_tokens, net.width),
                 checkpointing=stage.gradient_checkpointing, beside=beside,

@@ -1,4 +1,4 @@
-"""Before a run: what every stage needs of each GPU under each ZeRO stage, what fits, the cheapest setting that does, and its time. No torch.
+"""Before a run: what each stage needs of a GPU under each ZeRO stage, what fits, the cheapest setting that does, its time. No torch.
 
 Times are estimates from operations and bandwidths (`Speed`), good for comparing settings and not for promises.
 """
@@ -59,8 +59,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """`now`: as the config has it; None where it cannot run under its ZeRO stage. `table`: the same settings under each file. `fitting`: the
-    fastest that fits under each file and changes no result; where there is none, `otherwise` says what would help."""
+    """`now`: as the config has it; None where it cannot run under its ZeRO stage. `table`: the same settings under each file. `fitting`:
+    the fastest that fits under each file and changes no result; where there is none, `otherwise` says what would help."""
 
     name: str
     kind: str
@@ -200,7 +200,7 @@ class _Search:
             less = _less(stage, peak, self.machines.gpus)
             if less is None:
                 return None
-            stage = stage.model_copy(update={peak.key: less})
+            stage = stage.model_copy(update={str(peak.key): less})
 
     def fitting(self, files: Mapping[str | None, Zero | None]) -> tuple[Setting, ...]:
         """Of all that change no result the fastest that fits, under each file."""

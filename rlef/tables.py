@@ -76,15 +76,12 @@ def plan_table(plans: Sequence[StagePlan], machines: Machines) -> None:
         if one.fits:
             continue
         if one.best is not None:
-            print(
-                f"{one.name} does not fit as it is set; the cheapest that does ({one.best.need.peak.total / GB:.1f} GB): {one.best.overrides}"
-            )
+            total = one.best.need.peak.total / GB
+            print(f"{one.name} does not fit as it is set; the cheapest that does ({total:.1f} GB): {one.best.overrides}")
         else:
             print(f"{one.name} does not fit: {'; '.join(one.otherwise)}")
     if (words := together(plans)) is None:
-        print(
-            "no one DeepSpeed file fits all stages; launch.deepspeed may differ from stage to stage: rlef STAGE CONFIG launch.deepspeed=FILE"
-        )
+        print("no one DeepSpeed file fits all stages; it may differ from stage to stage: rlef STAGE CONFIG launch.deepspeed=FILE")
     elif words:
         print(f"all together, cheapest: {words}")
     else:
