@@ -55,6 +55,7 @@ class Zero:
     overlap: bool = False  # a second bucket
     live: float = 1e9  # ZeRO-3: gathered elements that may be there at once
     prefetch: float = 5e7  # ZeRO-3: elements gathered ahead
+    group: float = 1e9  # ZeRO-3: elements that the optimiser steps on at once
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Zero:
@@ -70,6 +71,7 @@ class Zero:
             overlap=bool(found.get("overlap_comm", False)),
             live=float(found.get("stage3_max_live_parameters", cls.live)),
             prefetch=float(found.get("stage3_prefetch_bucket_size", cls.prefetch)),
+            group=float(found.get("sub_group_size", cls.group)),
         )
 
     @classmethod
@@ -130,8 +132,10 @@ def while_stepping(parameters: float, precision: Precision, zero: Zero | None, r
     if zero is None:
         flat = 2 * 4 * parameters if ranks > 1 and trainer == "engine" else 0.0
         return flat + parameters * min(4, precision.optimiser / 2)
-    share = parameters / (ranks if zero.stage else 1)
-    return 4 * share + (4 * share if zero.stage else 4 * min(zero.bucket, parameters))
+    if not zero.stage:
+        return 4 * (parameters + min(zero.bucket, parameters))
+    share = parameters / ranks
+    return 8 * (min(share, zero.group) if zero.stage == 3 else share)
 
 
 # ---------------------------------------------------------------------------------------------- activations

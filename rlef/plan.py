@@ -122,7 +122,7 @@ def refused(plans: Sequence[StagePlan], machines: Machines) -> list[UserError]:
             problem = (
                 f"stages.{one.name}: needs {peak.total / GB:.1f} GB of a GPU's {machines.memory / GB:.0f} (moment: {peak.name}; {shown} GB)"
             )
-        wrong.append(UserError(problem, fix=f"set {one.best.overrides}" if one.best is not None else "; ".join(one.otherwise)))
+        wrong.append(UserError(problem, fix=f"set {told(one.best)}" if one.best is not None else "; ".join(one.otherwise)))
     return wrong
 
 
@@ -367,6 +367,12 @@ def _setting_json(setting: Setting | None) -> dict[str, Any] | None:
         "host_bytes": setting.need.host,
         "seconds_estimate": setting.seconds,
     }
+
+
+def told(setting: Setting) -> str:
+    """What to set, and what comes of it."""
+    host = f" and {setting.need.host / GB:.0f} GB of the machine's memory for each GPU" if setting.need.host else ""
+    return f"{setting.overrides} ({setting.need.peak.total / GB:.1f} GB{host})"
 
 
 def as_words(changes: Mapping[str, Any]) -> str:

@@ -86,11 +86,6 @@ class Decoder:
         return self.layers * rank * sides
 
 
-def decoder_parameters(shape: Mapping[str, Any]) -> int:
-    """Parameters of a language model from the keys of its config.json."""
-    return Decoder.of(shape).parameters
-
-
 def random_shape(spec: RandomInit) -> dict[str, Any]:
     return {
         "hidden_size": spec.hidden_size,

@@ -16,7 +16,7 @@ from rich.table import Table
 from reward_models.records import RankedList, SteppedSolution, read_records
 from rlef.memory import GB, PARTS, backward_peak
 from rlef.needs import Machines
-from rlef.plan import Setting, StagePlan, together
+from rlef.plan import Setting, StagePlan, together, told
 from rlef.records import Eliminated, Problem, read_jsonl
 
 WIDTH = 100
@@ -76,8 +76,7 @@ def plan_table(plans: Sequence[StagePlan], machines: Machines) -> None:
         if one.fits:
             continue
         if one.best is not None:
-            total = one.best.need.peak.total / GB
-            print(f"{one.name} does not fit as it is set; the cheapest that does ({total:.1f} GB): {one.best.overrides}")
+            print(f"{one.name} does not fit as it is set; the cheapest that does: {told(one.best)}")
         else:
             print(f"{one.name} does not fit: {'; '.join(one.otherwise)}")
     if (words := together(plans)) is None:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlef import shapes
 from rlef.cli import main
 from rlef.errors import UserError
 from rlef.load_config import load_config, parse_config
+from rlef.needs import Machines
+from rlef.pipeline import resolve_all
+from rlef.plan import memory_lines
 
 ZERO_3 = Path(__file__).parents[2] / "configs" / "deepspeed" / "zero3.json"
 GOOD = {"model": {"random": {}}, "stages": {"problems": {"seeds": 20, "held_out": 10}, "sft": {"data": "seeds"}}}
@@ -60,7 +62,7 @@ def test_defaults_and_overrides(write):
         (changed(ppo={"lora": {}, "shared_trunk": True}), [], ["stages.ppo.shared_trunk", "lora"]),
         (changed(ppo={"lora": {}, "critic_init": "prm"}), [], ["stages.ppo.critic_init", "with lora"]),
         (changed(ppo={"shared_trunk": True, "critic_init": "prm"}), [], ["stages.ppo.critic_init", "with shared_trunk"]),
-        (changed(ppo={"lora": {}}), [f"launch.deepspeed={ZERO_3}"], ["stages.ppo.lora", "ZeRO-3"]),
+        (changed(ppo={"lora": {}}), [f"launch.deepspeed={ZERO_3}"], ["stages.ppo", "ZeRO-3"]),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(write, tmp_path, capsys, data, overrides, words):
@@ -110,7 +112,7 @@ def test_check_loads_no_model_and_shows_the_stages(write, capsys):
 def test_a_run_that_makes_data_alone_needs_no_model():
     data = {"problems": {"kind": "problems"}, "evolve": {"kind": "evolve"}, "respond": {"kind": "respond"}}
     config = parse_config({"stages": data}, "c.yaml")
-    assert config.model.path is None and shapes.describe(config) == []
+    assert config.model.path is None and memory_lines(config, resolve_all(config), Machines(1, 0.0)) == []
     with pytest.raises(UserError, match="exactly one of"):
         parse_config({"stages": data | {"sft": {"kind": "sft"}}}, "c.yaml")
 

@@ -8,16 +8,36 @@ import struct
 import pytest
 
 from rlef.config import Config, ModelSection, RandomInit
-from rlef.shapes import adapter_parameters, decoder_parameters, describe, gguf_shape, model_shape, random_shape, stage_bytes
+from rlef.errors import UserError
+from rlef.shapes import Decoder, UnknownShape, decoder_of, gguf_shape, model_shape, random_shape
+
+SHAPE = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
+FAMILIES = [
+    ("Llama", {"tie_word_embeddings": True}),
+    ("Llama", {"num_key_value_heads": 2, "tie_word_embeddings": False}),
+    ("Llama", {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576, "tie_word_embeddings": True}),  # as SmolLM2
+    ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    ("Qwen2", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    ("Qwen2", {"num_key_value_heads": 4, "tie_word_embeddings": False}),
+    ("Mistral", {"num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": False}),
+    ("Qwen3", {"num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": True}),
+    ("SmolLM3", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+]
 
 
-def test_parameters_are_those_of_the_built_model():
-    from transformers import LlamaConfig, LlamaForCausalLM
+@pytest.mark.parametrize("family,own", FAMILIES, ids=[f"{family}-{number}" for number, (family, _) in enumerate(FAMILIES)])
+def test_parameters_are_those_of_the_model_on_the_meta_device(family, own):
+    import torch
+    import transformers
 
-    for tied, key_value in ((True, 4), (False, 2)):
-        shape = random_shape(RandomInit(vocab_size=300)) | {"tie_word_embeddings": tied, "num_key_value_heads": key_value}
-        model = LlamaForCausalLM(LlamaConfig(**shape))
-        assert decoder_parameters(shape) == sum(one.numel() for one in model.parameters())
+    config = getattr(transformers, f"{family}Config")(**SHAPE | own | {"num_labels": 1, "pad_token_id": 0})
+    decoder = Decoder.of(config.to_dict())
+    with torch.device("meta"):
+        model = getattr(transformers, f"{family}ForCausalLM")(config)
+        classifier = getattr(transformers, f"{family}ForTokenClassification")(config)
+    assert decoder.parameters == sum(one.numel() for one in model.parameters())
+    assert decoder.classifier == sum(one.numel() for one in classifier.parameters())
+    assert decoder.layer == sum(one.numel() for one in model.model.layers[0].parameters())
 
 
 def test_adapters_are_counted_as_they_are_built():
@@ -26,26 +46,7 @@ def test_adapters_are_counted_as_they_are_built():
 
     shape = random_shape(RandomInit(vocab_size=300)) | {"num_key_value_heads": 2}
     model = get_peft_model(LlamaForCausalLM(LlamaConfig(**shape)), LoraConfig(r=4, target_modules="all-linear"))
-    assert adapter_parameters(shape, 4) == sum(one.numel() for one in model.parameters() if one.requires_grad)
-
-
-def test_layouts_of_ppo_hold_fewer_models():
-    sizes = []
-    for settings in ({}, {"shared_trunk": True}, {"lora": {"rank": 4}}):
-        config = Config.model_validate({"model": {"random": {}}, "stages": {"ppo": settings | {"kind": "ppo"}}})
-        sizes.append(float(describe(config)[1].split()[-1]))
-    parameters, adapter = decoder_parameters(random_shape(RandomInit())), adapter_parameters(random_shape(RandomInit()), 4)
-    expected = [2 * 16 + 3 * 4, 16 + 3 * 4, 3 * 4]
-    assert sizes == [round((one * parameters + (32 * adapter if one == 12 else 0)) / 2**30, 2) for one in expected]
-
-
-def test_zero_divides_what_it_shards():
-    million = 10**6
-    assert stage_bytes(million, "sft") == 16 * million
-    assert stage_bytes(million, "sft", zero=1, processes=4) == (8 + 2) * million
-    assert stage_bytes(million, "sft", zero=2, processes=4) == (4 + 1 + 2) * million
-    assert stage_bytes(million, "sft", weight_bytes=2, zero=3, processes=8) == 2 * million
-    assert stage_bytes(million, "evaluate", zero=3, processes=8) == 8 * million
+    assert Decoder.of(shape).adapter(4) == sum(one.numel() for one in model.parameters() if one.requires_grad)
 
 
 def gguf(pairs, tensors):
@@ -77,7 +78,7 @@ def test_the_head_of_a_gguf_file(tmp_path, tensors, tied):
     (tmp_path / "m.gguf").write_bytes(gguf(pairs, tensors))
     assert model_shape(ModelSection(path=str(tmp_path), gguf_file="m.gguf")) == {
         "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
-        "vocab_size": 3, "tie_word_embeddings": tied,
+        "vocab_size": 3, "tie_word_embeddings": tied, "model_type": "llama",
     }  # fmt: skip
     (tmp_path / "n.gguf").write_bytes(b"something else")
     assert gguf_shape(tmp_path / "n.gguf") is None
@@ -86,8 +87,24 @@ def test_the_head_of_a_gguf_file(tmp_path, tensors, tied):
 def test_a_hub_id_is_read_from_the_cache_and_else_called_unknown(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     config = Config(model=ModelSection(path="someone/model"), stages={"sft": {"kind": "sft"}})  # type: ignore[dict-item]
-    assert "unknown" in describe(config)[0]
+    with pytest.raises(UnknownShape, match="not on this machine"):
+        decoder_of(config)
     folder = tmp_path / "models--someone--model" / "snapshots" / "abc"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(random_shape(RandomInit())))
-    assert "M parameters" in describe(config)[0]
+    assert decoder_of(config) == Decoder.of(random_shape(RandomInit()))
+
+
+@pytest.mark.parametrize(
+    "text,kind,told",
+    [
+        (json.dumps(SHAPE | {"model_type": "mixtral"}), UnknownShape, "model_type mixtral"),
+        (json.dumps({"model_type": "llama", "hidden_size": 8}), UnknownShape, "num_attention_heads"),
+        ("[1]", UserError, "not a JSON object"),
+        ("{", UserError, "cannot be read"),
+    ],
+)
+def test_a_shape_that_is_not_known_is_never_guessed(tmp_path, text, kind, told):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(kind, match=told):
+        decoder_of(Config(model=ModelSection(path=str(tmp_path)), stages={"sft": {"kind": "sft"}}))  # type: ignore[dict-item]

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlef.rl import utilisation
 from rlef.rl.batch import RolloutBatch, columns, read_tokens
 from rlef.rl.utilisation import Multiplied, matmul_rate
-from rlef.shapes import decoder_parameters
+from rlef.shapes import Decoder
 
 BODY, HEAD = 2 * (4 * 8 * 8 + 3 * 8 * 12 + 2 * 8) + 8, 20 * 8  # two layers and the last norm; the vocabulary
 
@@ -25,7 +25,7 @@ def model(tied):
 def test_embeddings_that_are_only_read_do_not_count(tied):
     found = Multiplied.of(model(tied))
     assert found == Multiplied(BODY, HEAD)
-    assert found.body + found.head * (1 if tied else 2) == decoder_parameters(model(tied).config.to_dict())
+    assert found.body + found.head * (1 if tied else 2) == Decoder.of(model(tied).config.to_dict()).parameters
 
 
 def test_six_operations_a_parameter_and_token_and_the_head_on_answers_alone():
