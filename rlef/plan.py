@@ -228,8 +228,8 @@ class _Search:
             if (best := more.best()) is not None:
                 told.append(f"{gpus} such GPUs would do{f' with {best.overrides}' if best.changes else ''}")
                 break
-        whole = self.setting(None, None, self.stage).need.peak.parts.get("frozen", 0.0)
-        return tuple(told) or (f"no setting does; {whole / GB:.0f} GB of models stand whole on each GPU: serve them, or take larger GPUs",)
+        whole = max(moment.parts.get("frozen", 0.0) for moment in self.setting(None, None, self.stage).need.moments)
+        return tuple(told) or (f"no setting does; {whole / GB:.0f} GB of models stand whole on a GPU: serve them, or take larger GPUs",)
 
 
 def _checkpointed(stage: AnyStage) -> Iterator[AnyStage]:

@@ -113,7 +113,7 @@ def measured_states(model: str | None, engine: str, dtype: str, ranks: int) -> f
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", __file__]
         further = ["--job", engine, dtype, str(file), *([model] if model else [])]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(Path(__file__).parents[1])}
-        done = subprocess.run([*command, *further], capture_output=True, text=True, env=environment, timeout=300)
+        done = subprocess.run([*command, *further], capture_output=True, text=True, env=environment, timeout=900)
     if done.returncode:
         raise RuntimeError(f"{engine} {dtype}: {done.stderr[-2000:]}")
     return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])["bytes"]

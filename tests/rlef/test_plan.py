@@ -89,12 +89,19 @@ def test_ppo_is_never_proposed_zero_3_and_refused_under_it(capsys):
 
 
 def test_where_nothing_fits_other_ways_are_told_with_what_they_change():
-    plans, machines = planned(SEVEN, LLAMA_7B, gpus=1, memory=24)
-    told = [str(error) for error in refused(list(plans.values()), machines)]
-    ppo = next(text for text in told if "stages.ppo" in text)
-    assert "'ppo.lora={rank: 16}'" in ppo or "no setting does" in ppo
-    sft = next(text for text in told if "stages.sft" in text)
-    assert "GPUs would do" in sft or "zero3_offload" in sft
+    plans, machines = planned(SEVEN, LLAMA_7B, gpus=8, memory=48)
+    told = {error.problem.split(":")[0]: error.fix for error in refused(list(plans.values()), machines)}
+    assert told["stages.ppo"].startswith("'ppo.lora={rank: 16}'") and told["stages.ppo"].endswith("fits, with other results")
+    plans, machines = planned(SEVEN, LLAMA_7B, gpus=8, memory=24)
+    told = {error.problem.split(":")[0]: error.fix for error in refused(list(plans.values()), machines)}
+    assert told["stages.ppo"].startswith("no setting does; 40 GB of models stand whole") and "serve them" in told["stages.ppo"]
+    assert told["stages.irm"].startswith("no setting does; 26 GB") and told["stages.label"].startswith("set label.batch_size=16 ")
+
+
+def test_more_gpus_are_proposed_where_they_would_do():
+    plans, machines = planned(SEVENTY, "sft.batch_size=512", gpus=8, memory=13)
+    (fix,) = (error.fix for error in refused([plans["sft"]], machines))
+    assert "such GPUs would do with" in fix and "zero3_offload" in fix
 
 
 def test_layouts_of_ppo_hold_fewer_models():
@@ -118,7 +125,13 @@ def test_what_is_served_takes_no_room_here():
     assert whole["step"]["frozen"] - served["step"]["frozen"] == pytest.approx(26.4 * GB, rel=0.01)
     _, own = need("ppo", "ppo.rollout={vllm: vllm, options: --gpu-memory-utilization 0.4 --max-model-len 2048}")
     assert own["step"]["vllm"] == 0.4 * 80 * GB
-    assert need("label", "label.server=http://localhost:8000/v1", zero=None)[0] is None if False else True
+
+
+def test_a_policy_that_is_served_is_not_labelled_with_here():
+    config = load_config(SEVEN, [LLAMA_7B, "label.server=http://localhost:8000/v1"])
+    planner = Planner(config, resolve_all(config), Machines(8, 80 * GB))
+    assert planner.need("label", config.stages["label"], None) is None
+    assert planner.need("evolve", config.stages["evolve"], None) is None  # an openai teacher
 
 
 def test_micro_batches_and_rollouts_are_what_the_key_says():
