@@ -171,6 +171,13 @@ def backward_peak(decoder: Decoder, tokens: float, products: Products, *, checkp
     return saved_activations(decoder, tokens, products, checkpointing=checkpointing) + again + gradients
 
 
+def adapted_inputs(decoder: Decoder, tokens: float, products: Products, *, checkpointing: bool) -> float:
+    """Bytes that fp32 adapters keep beside: each linear layer's input once more, in their precision or autocast's."""
+    width = {"float32": 0, "bfloat16": 4, "autocast": 2}[products]
+    layers = 1 if checkpointing else decoder.layers
+    return tokens * layers * width * (5 * decoder.hidden + decoder.query + decoder.intermediate)
+
+
 def forward_peak(decoder: Decoder, tokens: float, products: Products) -> float:
     """Bytes of a forward pass without gradient, of which one layer is there at a time."""
     width = 2 if products == "bfloat16" else 4

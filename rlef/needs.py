@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from rlef.memory import (
     Products,
     Trainer,
     Zero,
+    adapted_inputs,
     backward_peak,
     classified,
     drawn_logits,
@@ -88,11 +89,6 @@ class Net:
     bf16: bool = False
     frozen: float = 0.0  # parameters under adapters
 
-    def __post_init__(self) -> None:
-        # PPO's engine trains half-precision weights under ZeRO-1 at least.
-        if self.trainer == "engine" and self.dtype == "bfloat16" and self.zero is not None and self.zero.stage == 0:
-            object.__setattr__(self, "zero", Zero(stage=1, bucket=self.zero.bucket))
-
     @property
     def products(self) -> Products:
         if self.dtype == "bfloat16" or (self.trainer == "reward_models" and self.bf16 and self.zero is not None):
@@ -126,6 +122,11 @@ class Net:
 
     def stepping(self) -> float:
         return while_stepping(*self._how(), self.trainer)
+
+    def activations(self, tokens: float, *, checkpointing: bool) -> float:
+        """Bytes of a backward pass at the most."""
+        whole = backward_peak(self.decoder, tokens, self.products, checkpointing=checkpointing)
+        return whole + (adapted_inputs(self.decoder, tokens, self.products, checkpointing=checkpointing) if self.frozen else 0.0)
 
     def host(self) -> float:
         return on_host(*self._how())
@@ -223,7 +224,7 @@ class Planner:
         self, net: Net, tokens: float, logits: float, *, checkpointing: bool = False, beside: Parts | None = None, further: float = 0.0
     ) -> tuple[Moment, Moment]:
         """The backward pass of a micro-batch, and the optimiser's step."""
-        activations = backward_peak(net.decoder, tokens, net.products, checkpointing=checkpointing) + further
+        activations = net.activations(tokens, checkpointing=checkpointing) + further
         passing = {"buffers": net.reduced(), "activations": activations, "logits": logits}
         states = add(net.states(), beside or {})
         return Moment("train", add(states, passing), "micro_batch_size"), Moment("step", add(states, {"buffers": net.stepping()}))
@@ -269,6 +270,8 @@ class Planner:
 
     def _ppo(self, name: str, stage: PpoStage, zero: Zero | None) -> Need:
         decoder, ranks = self._decoder(self.inputs[name]["init"]), self.machines.gpus
+        if zero is not None and zero.stage == 0 and self.config.model.dtype == "bfloat16":
+            zero = replace(zero, stage=1)  # as the engine does
         how: dict[str, Any] = {"zero": zero, "ranks": ranks, "dtype": self.config.model.dtype, "bf16": stage.bf16}
         # 1. What is trained, and what is only read.
         if stage.lora is not None:
@@ -311,7 +314,7 @@ class Planner:
         tree = 4.0 * micro * length**2 if stage.share_prompts else 0.0
         passing = {
             "buffers": max(net.reduced() for net in nets),
-            "activations": backward_peak(decoder, micro * length, policy.products, checkpointing=stage.gradient_checkpointing) + tree,
+            "activations": policy.activations(micro * length, checkpointing=stage.gradient_checkpointing) + tree,
             "logits": kept_logits(decoder, micro * stage.max_tokens, policy.products) * (3 if stage.entropy_coef > 0 else 1),
         }
         moments.append(Moment("train", add(states, passing), "micro_batch_size"))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from reward_models.config import LoraSettings
 from rlef.config import AnyStage, Config, GrpoStage, TrainSettings
 from rlef.errors import UserError, raise_all
 from rlef.memory import GB, PARTS, WITHOUT_ZERO_3, Zero
@@ -60,7 +61,7 @@ class Setting:
 @dataclass(frozen=True)
 class StagePlan:
     """`now`: as the config has it; None where it cannot run under its ZeRO stage. `table`: the same settings under each file. `fitting`:
-    the fastest that fits under each file and changes no result; where there is none, `otherwise` says what would help."""
+    the fastest that fits under each file and changes no result. `otherwise`: what else would do, where it does not fit as it is."""
 
     name: str
     kind: str
@@ -71,9 +72,14 @@ class StagePlan:
     otherwise: tuple[str, ...] = ()
 
     @property
+    def advice(self) -> str:
+        """How to make it fit."""
+        return "; or ".join([*([f"set {told(self.best)}"] if self.best is not None else []), *self.otherwise])
+
+    @property
     def best(self) -> Setting | None:
-        """The fastest of all; of equal ones that with the fewest changes."""
-        return min(self.fitting, key=lambda one: (one.seconds or 0.0, len(one.changes)), default=None)
+        """The cheapest."""
+        return _fastest(self.fitting)
 
 
 def plan(config: Config, inputs: Mapping[str, Mapping[str, str]], machines: Machines, speed: Speed = Speed()) -> list[StagePlan]:
@@ -122,7 +128,7 @@ def refused(plans: Sequence[StagePlan], machines: Machines) -> list[UserError]:
             problem = (
                 f"stages.{one.name}: needs {peak.total / GB:.1f} GB of a GPU's {machines.memory / GB:.0f} (moment: {peak.name}; {shown} GB)"
             )
-        wrong.append(UserError(problem, fix=f"set {told(one.best)}" if one.best is not None else "; ".join(one.otherwise)))
+        wrong.append(UserError(problem, fix=one.advice))
     return wrong
 
 
@@ -155,7 +161,7 @@ def _stage_plan(config: Config, inputs: Mapping[str, Mapping[str, str]], machine
     files = {config.launch.deepspeed: own} if now is not None and not now.need.nets else search.files()
     table = tuple(search.setting(file, zero, stage) for file, zero in files.items())
     found = search.fitting(files)
-    return StagePlan(name, stage.kind, now, fits, table, found, () if found else search.otherwise())
+    return StagePlan(name, stage.kind, now, fits, table, found, () if fits else search.otherwise(_fastest(found)))
 
 
 @dataclass
@@ -207,29 +213,35 @@ class _Search:
         found = []
         for file, zero in files.items():
             ways = [fit for stage in _checkpointed(self.stage) if (fit := self.smaller(file, zero, stage)) is not None]
-            if ways:
-                found.append(min(ways, key=lambda one: (one.seconds or 0.0, len(one.changes))))
+            if (best := _fastest(ways)) is not None:
+                found.append(best)
         return tuple(found)
 
-    def best(self) -> Setting | None:
-        found = self.fitting(self.files())
-        return min(found, key=lambda one: (one.seconds or 0.0, len(one.changes)), default=None)
-
-    def otherwise(self) -> tuple[str, ...]:
-        """What would make it fit: other GPUs in number, or settings that change results."""
+    def otherwise(self, found: Setting | None) -> tuple[str, ...]:
+        """What else would do beside the setting that was `found`: more GPUs where it offloads, and where there is none also settings that
+        change results."""
         told = []
+        gpus = self.machines.gpus
+        wanted = found is None or (found.zero is not None and found.zero.offload_optimizer)
+        while wanted and self.stage.kind not in ALONE and _divisible(self.stage, gpus := 2 * gpus):
+            more = replace(self, machines=replace(self.machines, gpus=gpus))
+            files = {file: zero for file, zero in more.files().items() if zero is None or not zero.offload_optimizer}
+            if (best := _fastest(more.fitting(files))) is not None:
+                told.append(f"{gpus} such GPUs{f' with {best.overrides}' if best.changes else ''}")
+                break
+        if found is not None:
+            return tuple(told)
         for what, config in _other_ways(self.config, self.name):
             other = replace(self, config=config)
-            if (best := other.best()) is not None:
-                told.append(f"{what} {best.overrides}".strip() + " fits, with other results")
-        gpus = self.machines.gpus
-        while self.stage.kind not in ALONE and _divisible(self.stage, gpus := 2 * gpus):
-            more = replace(self, machines=replace(self.machines, gpus=gpus))
-            if (best := more.best()) is not None:
-                told.append(f"{gpus} such GPUs would do{f' with {best.overrides}' if best.changes else ''}")
-                break
+            if (best := _fastest(other.fitting(other.files()))) is not None:
+                told.append(f"{what} {best.overrides}".strip() + ", with other results")
         whole = max(moment.parts.get("frozen", 0.0) for moment in self.setting(None, None, self.stage).need.moments)
-        return tuple(told) or (f"no setting does; {whole / GB:.0f} GB of models stand whole on a GPU: serve them, or take larger GPUs",)
+        return tuple(told) or (f"nothing: {whole / GB:.0f} GB of models stand whole on a GPU; serve them, or take larger GPUs",)
+
+
+def _fastest(settings: Sequence[Setting]) -> Setting | None:
+    """Of equal ones that with the fewest changes."""
+    return min(settings, key=lambda one: (one.seconds or 0.0, len(one.changes)), default=None)
 
 
 def _checkpointed(stage: AnyStage) -> Iterator[AnyStage]:
@@ -273,8 +285,6 @@ def _other_ways(config: Config, name: str) -> Iterator[tuple[str, Config]]:
     if stage.kind == "ppo" and not stage.shared_trunk and stage.lora is None:
         yield f"{name}.shared_trunk=true", changed(shared_trunk=True)
     if getattr(stage, "lora", True) is None:
-        from reward_models.config import LoraSettings
-
         yield f"'{name}.lora={{rank: 16}}'", changed(lora=LoraSettings(), **({"shared_trunk": False} if stage.kind == "ppo" else {}))
 
 

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from reward_models.records import RankedList, SteppedSolution, read_records
-from rlef.memory import GB, PARTS, backward_peak
+from rlef.memory import GB, PARTS
 from rlef.needs import Machines
-from rlef.plan import Setting, StagePlan, together, told
+from rlef.plan import Setting, StagePlan, together
 from rlef.records import Eliminated, Problem, read_jsonl
 
 WIDTH = 100
@@ -73,12 +73,8 @@ def plan_table(plans: Sequence[StagePlan], machines: Machines) -> None:
     Console(width=190 if not sys.stdout.isatty() else None).print(shown)
     print("* as the config is set. A step of ppo and grpo is an iteration; host: GB of the machine's own memory for each GPU")
     for one in plans:
-        if one.fits:
-            continue
-        if one.best is not None:
-            print(f"{one.name} does not fit as it is set; the cheapest that does: {told(one.best)}")
-        else:
-            print(f"{one.name} does not fit: {'; '.join(one.otherwise)}")
+        if not one.fits:
+            print(f"{one.name} does not fit as it is set; what does: {one.advice}")
     if (words := together(plans)) is None:
         print("no one DeepSpeed file fits all stages; it may differ from stage to stage: rlef STAGE CONFIG launch.deepspeed=FILE")
     elif words:
@@ -90,7 +86,7 @@ def plan_table(plans: Sequence[StagePlan], machines: Machines) -> None:
 def checkpointed_activations(setting: Setting) -> float:
     """Bytes of activations if the first net that is trained recomputed them; 0 where none is trained."""
     need = setting.need
-    return backward_peak(need.nets[0].decoder, need.tokens, need.nets[0].products, checkpointing=True) if need.nets else 0.0
+    return need.nets[0].activations(need.tokens, checkpointing=True) if need.nets else 0.0
 
 
 def _gb(value: float) -> str:

@@ -3,7 +3,7 @@
     python scripts/planner.py [MODEL] [--engines torch 0 1 2 3] [--dtypes float32 bfloat16] [--ranks 2]
 
 MODEL is a folder for from_pretrained; without it a Llama of a million parameters is made. Each engine trains two optimiser steps of two
-micro-batches in processes of its own; counted are all distinct tensor storages that live after a backward pass, at the most, less those
+micro-batches in forked processes; counted are all distinct tensor storages that live after a backward pass, at the most, less those
 before the engine was made. Activations are counted with saved_tensors_hooks on one forward pass of policy and
 critic. Prints a table and, as its last line, the same as JSON.
 """
@@ -11,10 +11,12 @@ critic. Prints a table and, as its last line, the same as JSON.
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
+import multiprocessing
 import os
-import subprocess
+import socket
 import sys
 import tempfile
 import warnings
@@ -64,32 +66,59 @@ def micro_batch(rows: int = ROWS, prompt: int = PROMPT, answer: int = ANSWER) ->
     return columns(batch, 0, torch.device("cpu"))
 
 
-def load(model: str | None, dtype: str) -> Any:
+def load(model: str | None) -> Any:
+    """In fp32."""
     from rlef.models import load_policy
 
     if model is not None:
-        return load_policy(model, dtype=dtype)
+        return load_policy(model)
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from rlef.config import RandomInit
     from rlef.shapes import random_shape
 
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**random_shape(RandomInit()))).to(getattr(torch, dtype))
+    return LlamaForCausalLM(LlamaConfig(**random_shape(RandomInit())))
 
 
-def job(model: str | None, engine: str, dtype: str, json_path: str) -> None:
-    """On one rank: the main one prints bytes of model states."""
+def measured_states(model: Any, engine: str, dtype: str, ranks: int) -> int:
+    """Bytes on the main rank, at the most. `engine`: torch or a ZeRO stage. Ranks are forked: nothing is imported or loaded again."""
+    forked = multiprocessing.get_context("fork")
+    said = forked.SimpleQueue()
+    with socket.socket() as free, tempfile.TemporaryDirectory() as scratch:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        zero = {"stage": 0 if engine == "torch" else int(engine), "reduce_bucket_size": BUCKET, "stage3_param_persistence_threshold": 0}
+        file = Path(scratch, "deepspeed.json")
+        file.write_text(json.dumps({"train_batch_size": "auto", "bf16": {"enabled": "auto"}, "zero_optimization": zero}))
+        free.close()
+        places = [
+            {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            for rank in range(ranks)
+        ]
+        json_path = None if engine == "torch" else str(file)
+        processes = [forked.Process(target=_rank, args=(place, model, dtype, json_path, said)) for place in places]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+    if any(process.exitcode for process in processes):
+        raise RuntimeError(f"{engine} {dtype}: a rank ended with code {[process.exitcode for process in processes]}")
+    return said.get()
+
+
+def _rank(place: dict[str, Any], model: Any, dtype: str, json_path: str | None, said: Any) -> None:
+    os.environ |= {name: str(value) for name, value in place.items()}
+    os.environ["DS_ACCELERATOR"] = "cpu"
     from rlef.engines import dist, make_engine
     from rlef.rl.policy import TokenPolicy
 
     torch.set_num_threads(1)
     dist.init("cpu")
-    module = TokenPolicy(load(model, dtype))
+    module = TokenPolicy(model if dtype == "float32" else copy.deepcopy(model).to(getattr(torch, dtype)))
     whole = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    before = sum(count for place, count in tensors().items() if place not in whole)
-    trained = make_engine(module, deepspeed_json=json_path if engine != "torch" else None, lr=1e-4)
-    most = 0
+    before = sum(count for address, count in tensors().items() if address not in whole)
+    trained, most = make_engine(module, deepspeed_json=json_path, lr=1e-4), 0
     for _ in range(2):
         for last in (False, True):
             logprobs, _ = trained.forward(micro_batch(), ANSWER)
@@ -99,24 +128,9 @@ def job(model: str | None, engine: str, dtype: str, json_path: str) -> None:
             most = max(most, sum(tensors().values()) - before)
         trained.step()
     if dist.is_main():
-        print(json.dumps({"bytes": most}), flush=True)
+        said.put(most)
     dist.barrier()
     os._exit(0)  # DeepSpeed's engines wait for each other at the end
-
-
-def measured_states(model: str | None, engine: str, dtype: str, ranks: int) -> float:
-    """Bytes on the main rank. `engine`: torch or a ZeRO stage."""
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch, "deepspeed.json")
-        zero = {"stage": 0 if engine == "torch" else int(engine), "reduce_bucket_size": BUCKET, "stage3_param_persistence_threshold": 0}
-        file.write_text(json.dumps({"train_batch_size": "auto", "bf16": {"enabled": "auto"}, "zero_optimization": zero}))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", __file__]
-        further = ["--job", engine, dtype, str(file), *([model] if model else [])]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(Path(__file__).parents[1])}
-        done = subprocess.run([*command, *further], capture_output=True, text=True, env=environment, timeout=900)
-    if done.returncode:
-        raise RuntimeError(f"{engine} {dtype}: {done.stderr[-2000:]}")
-    return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])["bytes"]
 
 
 def predicted_states(parameters: int, engine: str, dtype: str, ranks: int) -> float:
@@ -129,7 +143,7 @@ def predicted_states(parameters: int, engine: str, dtype: str, ranks: int) -> fl
     return sum(parts[name] for name in STATES) + kept
 
 
-def activations(model: str | None) -> list[dict[str, Any]]:
+def activations(source: Any) -> list[dict[str, Any]]:
     """Measured and predicted, of policy and critic, two sizes of micro-batch, with and without checkpointing."""
     from rlef.memory import classified, kept_logits, saved_activations
     from rlef.rl.policy import TokenCritic, TokenPolicy
@@ -137,7 +151,6 @@ def activations(model: str | None) -> list[dict[str, Any]]:
 
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        source = load(model, "float32")
         source.save_pretrained(scratch)
         decoder = Decoder.of(source.config.to_dict())
         for bf16 in (False, True):
@@ -164,26 +177,27 @@ def activations(model: str | None) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["--job"]:
-        engine, dtype, file, *model = sys.argv[2:]
-        job(model[0] if model else None, engine, dtype, file)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?")
     parser.add_argument("--engines", nargs="+", default=["torch", "0", "1", "2", "3"], choices=["torch", "0", "1", "2", "3"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--ranks", type=int, default=2)
     options = parser.parse_args()
-    parameters = sum(parameter.numel() for parameter in load(options.model, "float32").parameters())
+    import deepspeed  # noqa: F401  (once, for all ranks)
+
+    model = load(options.model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     rows = []
     for dtype in options.dtypes:
         for engine in options.engines:
             if (engine, dtype) == ("0", "bfloat16"):
                 continue  # PPO's engine makes it ZeRO-1
             named = engine if engine == "torch" else f"ZeRO-{engine}"
-            measured = measured_states(options.model, engine, dtype, options.ranks)
+            measured = measured_states(model, engine, dtype, options.ranks)
             predicted = predicted_states(parameters, engine, dtype, options.ranks)
             rows.append({"what": f"states, {named}, {dtype}", "measured": measured, "predicted": predicted})
-    rows += activations(options.model)
+            print(rows[-1], file=sys.stderr)
+    rows += activations(model)
     print(f"| {'bytes':40} | {'measured':>14} | {'predicted':>14} | {'off':>7} |\n|{'-' * 42}|{'-' * 16}|{'-' * 16}|{'-' * 9}|")
     for row in rows:
         row["off"] = row["predicted"] / row["measured"] - 1

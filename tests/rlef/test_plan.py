@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,8 @@ def test_70b_on_8_gpus_is_refused_with_the_nearest_setting_that_fits(capsys):
     assert main(["check", SEVENTY, "--gpus", "8", "--gpu-memory", "80"]) == 2
     shown = capsys.readouterr().err
     assert "stages.sft: needs" in shown and "of a GPU's 80" in shown
-    assert "set launch.deepspeed=configs/deepspeed/zero3_offload.json" in shown and "of the machine's memory" in shown
+    assert "set launch.deepspeed=configs/deepspeed/zero3_offload.json (" in shown and "of the machine's memory" in shown
+    assert "or 32 such GPUs" in shown
     # What is proposed passes.
     assert main(["check", SEVENTY, "launch.deepspeed=configs/deepspeed/zero3_offload.json", "--gpus", "8", "--gpu-memory", "80"]) == 0
 
@@ -91,17 +91,11 @@ def test_ppo_is_never_proposed_zero_3_and_refused_under_it(capsys):
 def test_where_nothing_fits_other_ways_are_told_with_what_they_change():
     plans, machines = planned(SEVEN, LLAMA_7B, gpus=8, memory=48)
     told = {error.problem.split(":")[0]: error.fix for error in refused(list(plans.values()), machines)}
-    assert told["stages.ppo"].startswith("'ppo.lora={rank: 16}'") and told["stages.ppo"].endswith("fits, with other results")
+    assert told["stages.ppo"].startswith("'ppo.lora={rank: 16}'") and told["stages.ppo"].endswith(", with other results")
     plans, machines = planned(SEVEN, LLAMA_7B, gpus=8, memory=24)
     told = {error.problem.split(":")[0]: error.fix for error in refused(list(plans.values()), machines)}
-    assert told["stages.ppo"].startswith("no setting does; 40 GB of models stand whole") and "serve them" in told["stages.ppo"]
-    assert told["stages.irm"].startswith("no setting does; 26 GB") and told["stages.label"].startswith("set label.batch_size=16 ")
-
-
-def test_more_gpus_are_proposed_where_they_would_do():
-    plans, machines = planned(SEVENTY, "sft.batch_size=512", gpus=8, memory=13)
-    (fix,) = (error.fix for error in refused([plans["sft"]], machines))
-    assert "such GPUs would do with" in fix and "zero3_offload" in fix
+    assert told["stages.ppo"].startswith("nothing: 40 GB of models stand whole") and "serve them" in told["stages.ppo"]
+    assert told["stages.irm"].startswith("nothing: 26 GB") and told["stages.label"].startswith("set label.batch_size=16 ")
 
 
 def test_layouts_of_ppo_hold_fewer_models():
@@ -112,7 +106,7 @@ def test_layouts_of_ppo_hold_fewer_models():
         rest[name] = moments["step"]
     assert rest["whole"]["weights"] == pytest.approx(2 * 2 * parameters, rel=0.02)  # policy and critic in bfloat16
     assert rest["shared"]["weights"] == pytest.approx(2 * parameters, rel=0.001)
-    assert rest["lora"]["weights"] < 0.01 * rest["shared"]["weights"]
+    assert rest["lora"]["weights"] < 0.03 * rest["shared"]["weights"]
     prm = 4 * (parameters - 32000 * 4096)
     for name in rest:  # the reference, or the base under the adapters; and the PRM in fp32
         assert rest[name]["frozen"] == pytest.approx(2 * parameters + prm, rel=0.001), name
@@ -174,14 +168,16 @@ def test_what_cannot_be_known_is_told(capsys, tmp_path, monkeypatch):
 
 
 def test_a_planner_without_torch_answers_at_once():
-    code = "import sys; from rlef.cli import main; main(sys.argv[1:]); print([one for one in ('torch', 'transformers', 'deepspeed') if one in sys.modules])"
-    times = []
-    for _ in range(3):
-        began = time.monotonic()
-        words = ["check", SEVENTY, "--gpus", "64", "--gpu-memory", "80"]
-        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
-        times.append(time.monotonic() - began)
-    assert done.stdout.splitlines()[-1] == "[]" and min(times) < 2
+    code = """
+import sys, time
+from rlef.cli import main
+main(sys.argv[1:])
+print([one for one in ("torch", "transformers", "deepspeed") if one in sys.modules], time.process_time())
+"""
+    words = ["check", SEVENTY, "--gpus", "64", "--gpu-memory", "80"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    loaded, _, seconds_used = done.stdout.splitlines()[-1].rpartition(" ")
+    assert loaded == "[]" and float(seconds_used) < 1  # of the processor: other work may run on this machine
 
 
 def test_a_broken_deepspeed_file_is_named(tmp_path):
