@@ -199,6 +199,11 @@ class Planner:
         here = [key for key in keys if not addresses(getattr(stage, key, None)) and function_of(getattr(stage, key, None)) is None]
         return [self._decoder(self.inputs[name][key]) for key in here if key in self.inputs[name]]
 
+    def _on_base(self, name: str, stage: PpoStage, key: str) -> bool:
+        """Whether a reward model is adapters on the very base that PPO's adapters stand on."""
+        maker: Any = self.config.stages.get(self.inputs[name].get(key, ""))
+        return stage.lora is not None and getattr(maker, "lora", None) is not None
+
     def _sampling(self, decoder: Decoder, rows: float, tokens: float, samples: int = 1) -> Parts:
         """`samples`: rows of a prompt, which is read once for all of them."""
         cache = kv_cache(decoder, rows, self.machines.prompt_tokens + tokens, self._width)
@@ -289,9 +294,10 @@ class Planner:
             frozen = self._policy(decoder)
         if stage.average is not None:
             frozen = add(frozen, self._policy(decoder))
-        rewards = self._loaded(name, stage, ("irm", "prm") if stage.fresh_every is not None else ("prm",))
-        own_server = self._vllm(stage, decoder)
-        beside = add(frozen, self._frozen(rewards), {"vllm": own_server})
+        asked = ("irm", "prm") if stage.fresh_every is not None else ("prm",)
+        rewards = self._loaded(name, stage, asked)
+        whole = self._loaded(name, stage, tuple(key for key in asked if not self._on_base(name, stage, key)))
+        beside = add(frozen, self._frozen(whole), {"vllm": self._vllm(stage)})
         resting = add(*(net.resting() for net in nets), beside)
 
         # 2. Its moments. The activations of one net are gone before the next begins; gradients of both stay until the step.
@@ -323,7 +329,7 @@ class Planner:
         sampled = None if served else (decoder, float(min(stage.rollout_batch_size, answers)), float(answers * stage.max_tokens))
         return Need(tuple(moments), tuple(nets), micro * length, sampled, sum(net.host() for net in nets))
 
-    def _vllm(self, stage: PpoStage, decoder: Decoder) -> float:
+    def _vllm(self, stage: PpoStage) -> float:
         """The share of a GPU that a server takes which the stage starts for itself: it stands on the first ones."""
         if stage.rollout.vllm is None:
             return 0.0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from reward_models.config import LoraSettings
@@ -172,7 +173,7 @@ class _Search:
     speed: Speed
     name: str
 
-    @property
+    @cached_property
     def planner(self) -> Planner:
         return Planner(self.config, self.inputs, self.machines)
 

@@ -2,8 +2,8 @@
 
     python scripts/planner.py [MODEL] [--engines torch 0 1 2 3] [--dtypes float32 bfloat16] [--ranks 2]
 
-MODEL is a folder for from_pretrained; without it a Llama of a million parameters is made. Each engine trains two optimiser steps of two
-micro-batches in forked processes; counted are all distinct tensor storages that live after a backward pass, at the most, less those
+MODEL is a folder for from_pretrained; without it a Llama of a million parameters is made. Each engine takes an optimiser step and two
+more micro-batches in forked processes; counted are all distinct tensor storages that live after a backward pass, at the most, less those
 before the engine was made. Activations are counted with saved_tensors_hooks on one forward pass of policy and
 critic. Prints a table and, as its last line, the same as JSON.
 """
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-ROWS, PROMPT, ANSWER = 2, 24, 8  # of a micro-batch
+PROMPT, ANSWER = 24, 8  # tokens of a row whose activations are counted
 BUCKET = 2**16  # elements
 
 
@@ -59,7 +59,7 @@ def saved_bytes(module: nn.Module, *arguments: Any) -> int:
     return sum(count for place, count in storages.items() if place not in weights)
 
 
-def micro_batch(rows: int = ROWS, prompt: int = PROMPT, answer: int = ANSWER) -> Any:
+def micro_batch(rows: int, prompt: int = PROMPT, answer: int = ANSWER) -> Any:
     from rlef.rl.batch import RolloutBatch, columns
 
     batch = RolloutBatch.of([[3] * prompt] * rows, [[5] * answer] * rows, [[0.0] * answer] * rows, range(rows))
@@ -119,14 +119,14 @@ def _rank(place: dict[str, Any], model: Any, dtype: str, json_path: str | None, 
     whole = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     before = sum(count for address, count in tensors().items() if address not in whole)
     trained, most = make_engine(module, deepspeed_json=json_path, lr=1e-4), 0
-    for _ in range(2):
-        for last in (False, True):
-            logprobs, _ = trained.forward(micro_batch(), ANSWER)
-            trained.backward(logprobs.sum() / 1000, last=last)
-            del logprobs
-            gc.collect()
-            most = max(most, sum(tensors().values()) - before)
-        trained.step()
+    for number, last in enumerate((True, False, True)):
+        logprobs, _ = trained.forward(micro_batch(1, 4, 4), 4)
+        trained.backward(logprobs.sum() / 1000, last=last)
+        del logprobs
+        gc.collect()
+        most = max(most, sum(tensors().values()) - before)
+        if number == 0:
+            trained.step()
     if dist.is_main():
         said.put(most)
     dist.barrier()

@@ -110,6 +110,8 @@ def test_layouts_of_ppo_hold_fewer_models():
     prm = 4 * (parameters - 32000 * 4096)
     for name in rest:  # the reference, or the base under the adapters; and the PRM in fp32
         assert rest[name]["frozen"] == pytest.approx(2 * parameters + prm, rel=0.001), name
+    _, on_base = need("ppo", "ppo.lora={rank: 16}", "prm.lora={rank: 16}", zero=Zero(stage=2))
+    assert on_base["step"]["frozen"] == 2 * parameters  # the PRM is adapters of it
 
 
 def test_what_is_served_takes_no_room_here():
