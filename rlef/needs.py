@@ -25,6 +25,7 @@ from rlef.config import (
     addresses,
     function_of,
 )
+from rlef.errors import UserError
 from rlef.memory import (
     Parts,
     Precision,
@@ -49,7 +50,7 @@ from rlef.shapes import Decoder, decoder_of
 
 ANCHORS = 2  # items of other seeds beside each list: reward_models.train
 READ_AT_ONCE = 64  # instructions that the IRM reads at once outside training
-VLLM_SHARE = 0.9  # of a GPU, that vLLM takes unless told otherwise
+SHARE, VLLM_SHARE = "--gpu-memory-utilization", 0.9  # of a GPU, that vLLM takes unless told otherwise
 ALONE = frozenset({"evaluate", "evolve", "method"})  # on one GPU, however many there are
 
 
@@ -278,6 +279,7 @@ class Planner:
         if zero is not None and zero.stage == 0 and self.config.model.dtype == "bfloat16":
             zero = replace(zero, stage=1)  # as the engine does
         how: dict[str, Any] = {"zero": zero, "ranks": ranks, "dtype": self.config.model.dtype, "bf16": stage.bf16}
+
         # 1. What is trained, and what is only read.
         if stage.lora is not None:
             adapter = decoder.adapter(stage.lora.rank)
@@ -297,20 +299,18 @@ class Planner:
         asked = ("irm", "prm") if stage.fresh_every is not None else ("prm",)
         rewards = self._loaded(name, stage, asked)
         whole = self._loaded(name, stage, tuple(key for key in asked if not self._on_base(name, stage, key)))
-        beside = add(frozen, self._frozen(whole), {"vllm": self._vllm(stage)})
+        beside = add(frozen, self._frozen(whole), {"vllm": self._vllm(name, stage)})
         resting = add(*(net.resting() for net in nets), beside)
 
         # 2. Its moments. The activations of one net are gone before the next begins; gradients of both stay until the step.
         answers = ceil(stage.prompts_per_iteration / ranks) * stage.samples_per_prompt
         length = self.machines.prompt_tokens + stage.max_tokens
-        moments = []
+        moments, sampled = [], None
         if stage.rollout.server is None and stage.rollout.vllm is None:
             rows = min(stage.rollout_batch_size, answers)
-            moments.append(
-                Moment(
-                    "sample", add(resting, self._sampling(decoder, rows, stage.max_tokens, stage.samples_per_prompt)), "rollout_batch_size"
-                )
-            )
+            sampled = decoder, float(rows), float(answers * stage.max_tokens)
+            sampling = self._sampling(decoder, rows, stage.max_tokens, stage.samples_per_prompt)
+            moments.append(Moment("sample", add(resting, sampling), "rollout_batch_size"))
         scored = min(stage.score_batch_size, answers)
         moments.append(Moment("score", add(resting, self._scoring(rewards, scored, length)), "score_batch_size"))
         step_rows = ceil(ceil(stage.prompts_per_iteration / stage.minibatches) / ranks) * stage.samples_per_prompt
@@ -325,16 +325,17 @@ class Planner:
         }
         moments.append(Moment("train", add(states, passing), "micro_batch_size"))
         moments.append(Moment("step", add(states, {"buffers": max(net.stepping() for net in nets)})))
-        served = stage.rollout.server is not None or stage.rollout.vllm is not None
-        sampled = None if served else (decoder, float(min(stage.rollout_batch_size, answers)), float(answers * stage.max_tokens))
         return Need(tuple(moments), tuple(nets), micro * length, sampled, sum(net.host() for net in nets))
 
-    def _vllm(self, stage: PpoStage) -> float:
+    def _vllm(self, name: str, stage: PpoStage) -> float:
         """The share of a GPU that a server takes which the stage starts for itself: it stands on the first ones."""
         if stage.rollout.vllm is None:
             return 0.0
         words = shlex.split(stage.rollout.options.replace("=", " "))
-        share = float(words[words.index("--gpu-memory-utilization") + 1]) if "--gpu-memory-utilization" in words else VLLM_SHARE
+        try:
+            share = float(words[words.index(SHARE) + 1]) if SHARE in words else VLLM_SHARE
+        except (ValueError, IndexError):
+            raise UserError(f"stages.{name}.rollout.options: {SHARE} needs a number", fix="write a share of the GPU, e.g. 0.4") from None
         return share * self.machines.memory
 
     def _sampled(self, name: str, stage: DpoStage | RftStage, decoder: Decoder) -> list[Moment]:
@@ -403,7 +404,7 @@ class Planner:
         """One policy after another, beside the PRM; policies behind servers take no room."""
         rewards = self._loaded(name, stage, ("prm",))
         policies = [key.partition(":")[2] for key in self.inputs[name] if key.startswith("policy:")]
-        if self.config.model.path is not None and stage.policies is None:
+        if self.config.model.path is not None and (stage.policies is None or "base" in stage.policies):
             policies.append("base")
         rows = min(stage.batch_size, max(stage.count, stage.vote_count * stage.k))
         moments = []
