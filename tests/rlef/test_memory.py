@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
+from rlef.config import RandomInit
 from rlef.memory import (
     GB,
     STATES,
@@ -22,7 +24,7 @@ from rlef.memory import (
     trained,
     while_reduced,
 )
-from rlef.shapes import Decoder
+from rlef.shapes import Decoder, random_shape
 
 ROOT = Path(__file__).parents[2]
 BILLION = 1e9
@@ -129,25 +131,23 @@ def test_checkpointing_keeps_the_layers_inputs_and_one_layer():
 # ---------------------------------------------------------------------------------------- what a forward pass keeps
 
 
+@pytest.fixture(scope="module")
 def planner():
-    from test_scripts import script
-
-    return script("planner")
+    spec = importlib.util.spec_from_file_location("planner", ROOT / "scripts" / "planner.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("products", ["float32", "bfloat16", "autocast"])
 @pytest.mark.parametrize("key_values", [4, 2])
-def test_saved_activations_of_a_policy(key_values, products, checkpointing, rows):
+def test_saved_activations_of_a_policy(planner, key_values, products, checkpointing, rows):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from rlef.rl.policy import TokenPolicy
-    from rlef.shapes import random_shape
-
-    measure = planner()
-    from rlef.config import RandomInit
 
     shape = random_shape(RandomInit(layers=3)) | {"num_key_value_heads": key_values}
     model = LlamaForCausalLM(LlamaConfig(**shape)).to(torch.bfloat16 if products == "bfloat16" else torch.float32)
@@ -156,7 +156,7 @@ def test_saved_activations_of_a_policy(key_values, products, checkpointing, rows
         model.gradient_checkpointing_enable({"use_reentrant": False})
     decoder, tokens = Decoder.of(shape), rows * 32
     predicted = saved_activations(decoder, tokens, products, checkpointing=checkpointing) + kept_logits(decoder, rows * 8, products)
-    assert predicted == pytest.approx(measure.saved_bytes(policy, measure.micro_batch(rows, 24, 8), 8), rel=0.05)
+    assert predicted == pytest.approx(planner.saved_bytes(policy, planner.micro_batch(rows, 24, 8), 8), rel=0.05)
 
 
 def test_all_states_are_named():
