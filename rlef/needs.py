@@ -285,7 +285,7 @@ class Planner:
             adapter = decoder.adapter(stage.lora.rank)
             nets = [
                 Net(decoder, adapter, "engine", frozen=decoder.parameters, **how),
-                Net(decoder, adapter + decoder.hidden + 1, "engine", **how | {"dtype": "float32"}),
+                Net(decoder, adapter + decoder.hidden + 1, "engine", zero, ranks),
             ]
             frozen: Parts = {}
         elif stage.shared_trunk:
