@@ -119,7 +119,8 @@ def while_reduced(parameters: float, precision: Precision, zero: Zero | None, ra
     """Bytes beside the model states while gradients come: DeepSpeed's buckets, ZeRO-3's gathered weights, DDP's buckets."""
     if zero is None:
         return parameters * precision.gradient if ranks > 1 and trainer != "engine" else 0.0
-    buckets = zero.bucket * precision.weight * (2 if zero.overlap and zero.stage < 3 else 1) if zero.stage else 0.0
+    width = 4 if trainer == "trl" else precision.weight  # transformers' Trainer without bf16 has them in fp32 even for bfloat16 weights
+    buckets = zero.bucket * width * (2 if zero.overlap and zero.stage < 3 else 1) if zero.stage else 0.0
     gathered = precision.weight * (min(zero.live, parameters) + min(zero.prefetch, parameters)) if zero.stage == 3 else 0.0
     return buckets + gathered
 
