@@ -50,7 +50,7 @@ def test_70b_on_8_gpus_is_refused_with_the_nearest_setting_that_fits(capsys):
     shown = capsys.readouterr().err
     assert "stages.sft: needs" in shown and "of a GPU's 80" in shown
     assert "set launch.deepspeed=configs/deepspeed/zero3_offload.json (" in shown and "of the machine's memory" in shown
-    assert "or 32 such GPUs" in shown
+    assert "or 64 such GPUs" in shown
     # What is proposed passes.
     assert main(["check", SEVENTY, "launch.deepspeed=configs/deepspeed/zero3_offload.json", "--gpus", "8", "--gpu-memory", "80"]) == 0
 
