@@ -455,6 +455,9 @@ class RewardSettings(Stage):
     rollout_batch_size: int = Field(default=512, ge=1, description="rows decoded together")
 
 
+COLOCATED_SHARE = 0.3  # of a GPU's memory, for a vLLM engine beside the trainer; TRL's default
+
+
 class RolloutSection(Section):
     """Where PPO samples. Without `server`, `vllm` and `colocated`: from the trained model itself. Not part of the fingerprint."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlef.config import (
+    COLOCATED_SHARE,
     AnyStage,
     Config,
     DpoStage,
@@ -50,7 +51,8 @@ from rlef.shapes import Decoder, decoder_of
 
 ANCHORS = 2  # items of other seeds beside each list: reward_models.train
 READ_AT_ONCE = 64  # instructions that the IRM reads at once outside training
-SHARE, VLLM_SHARE = "--gpu-memory-utilization", 0.9  # of a GPU, that vLLM takes unless told otherwise
+SHARE, VLLM_SHARE = "--gpu-memory-utilization", 0.9  # of a GPU, that a server takes unless told otherwise
+SLEEP = "--enable-sleep-mode"
 ALONE = frozenset({"evaluate", "evolve", "method"})  # on one GPU, however many there are
 
 
@@ -299,14 +301,18 @@ class Planner:
         asked = ("irm", "prm") if stage.fresh_every is not None else ("prm",)
         rewards = self._loaded(name, stage, asked)
         whole = self._loaded(name, stage, tuple(key for key in asked if not self._on_base(name, stage, key)))
-        beside = add(frozen, self._frozen(whole), {"vllm": self._vllm(name, stage)})
+        engine = {"vllm": self._vllm(name, stage)}
+        lends = stage.rollout.colocated and SLEEP in shlex.split(stage.rollout.options)  # between rollouts its room is the trainer's
+        beside = add(frozen, self._frozen(whole), {} if lends else engine)
         resting = add(*(net.resting() for net in nets), beside)
 
         # 2. Its moments. The activations of one net are gone before the next begins; gradients of both stay until the step.
         answers = ceil(stage.prompts_per_iteration / ranks) * stage.samples_per_prompt
         length = self.machines.prompt_tokens + stage.max_tokens
         moments, sampled = [], None
-        if stage.rollout.server is None and stage.rollout.vllm is None:
+        if lends:
+            moments.append(Moment("sample", add(resting, engine)))
+        elif stage.rollout.server is None and stage.rollout.vllm is None and not stage.rollout.colocated:
             rows = min(stage.rollout_batch_size, answers)
             sampled = decoder, float(rows), float(answers * stage.max_tokens)
             sampling = self._sampling(decoder, rows, stage.max_tokens, stage.samples_per_prompt)
@@ -328,12 +334,13 @@ class Planner:
         return Need(tuple(moments), tuple(nets), micro * length, sampled, sum(net.host() for net in nets))
 
     def _vllm(self, name: str, stage: PpoStage) -> float:
-        """The share of a GPU that a server takes which the stage starts for itself: it stands on the first ones."""
-        if stage.rollout.vllm is None:
+        """The share of a GPU that vLLM takes: a server which the stage starts for itself stands on the first ones, an engine on each."""
+        if stage.rollout.vllm is None and not stage.rollout.colocated:
             return 0.0
+        unasked = COLOCATED_SHARE if stage.rollout.colocated else VLLM_SHARE
         words = shlex.split(stage.rollout.options.replace("=", " "))
         try:
-            share = float(words[words.index(SHARE) + 1]) if SHARE in words else VLLM_SHARE
+            share = float(words[words.index(SHARE) + 1]) if SHARE in words else unasked
         except (ValueError, IndexError):
             raise UserError(f"stages.{name}.rollout.options: {SHARE} needs a number", fix="write a share of the GPU, e.g. 0.4") from None
         return share * self.machines.memory

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from rlef.config import PpoStage
+from rlef.config import COLOCATED_SHARE, PpoStage
 from rlef.engines import dist
 from rlef.errors import UserError
 from rlef.models import Tokenizer, pick_device, prompt_ids
@@ -23,7 +23,6 @@ PROBE = "How many are 3 and 4?"
 # Nats a token of the probe, on average. Two ways through the same bfloat16 weights are 0.03 to 0.06 apart in SmolLM2-135M, 0.005 in the
 # quickstart's policy.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
-SHARE = 0.3  # of the GPU's memory, for an engine beside the trainer; TRL's default
 
 
 def make_generator(ctx: StageContext, model: PreTrainedModel, tokenizer: Tokenizer, start: Path) -> Generator:
@@ -75,7 +74,7 @@ def make_generator(ctx: StageContext, model: PreTrainedModel, tokenizer: Tokeniz
 def colocated_options(settings: PpoStage, *, on_cpu: bool, dtype: str, ranks: int) -> list[str]:
     """Of an engine in this process, as of `vllm serve`; of an option given twice the last one holds."""
     options = serve_flags(sync="reload", on_cpu=on_cpu, dtype=dtype)
-    options += ["--gpu-memory-utilization", str(SHARE), "--max-num-seqs", str(settings.rollout_batch_size)]
+    options += ["--gpu-memory-utilization", str(COLOCATED_SHARE), "--max-num-seqs", str(settings.rollout_batch_size)]
     if ranks > 1:  # an engine of its own for each rank, in the group that torchrun has announced
         options += ["--distributed-executor-backend", "external_launcher"]
     return [*options, *shlex.split(settings.rollout.options)]

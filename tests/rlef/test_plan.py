@@ -121,6 +121,10 @@ def test_what_is_served_takes_no_room_here():
     assert whole["step"]["frozen"] - served["step"]["frozen"] == pytest.approx(26.4 * GB, rel=0.01)
     _, own = need("ppo", "ppo.rollout={vllm: vllm, options: --gpu-memory-utilization 0.4 --max-model-len 2048}")
     assert own["step"]["vllm"] == 0.4 * 80 * GB
+    _, beside = need("ppo", "ppo.rollout={colocated: true}")
+    assert beside["step"]["vllm"] == 0.3 * 80 * GB and "sample" not in beside
+    _, lent = need("ppo", "ppo.rollout={colocated: true, options: --enable-sleep-mode}")
+    assert lent["sample"]["vllm"] == 0.3 * 80 * GB and not lent["step"].get("vllm")
 
 
 def test_a_policy_that_is_served_is_not_labelled_with_here():
