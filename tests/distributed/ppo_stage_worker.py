@@ -33,6 +33,6 @@ tracker = Tracker("ppo", log, quiet=True) if dist.is_main() else Tracker.null()
 ppo.run(StageContext("ppo", config, config.stages["ppo"], {"init": start, "prompts": prompts}, folder, tracker))
 if dist.is_main():
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    told = [{name: value for name, value in row.items() if not name.startswith(("time", "perf"))} for row in rows]
+    told = [{name: value for name, value in row.items() if not name.startswith(("time", "perf", "stage"))} for row in rows]
     torch.save((load_file(folder / "model" / "model.safetensors"), told), out)
 dist.barrier()
