@@ -6,11 +6,13 @@ import argparse
 import contextlib
 import json
 import math
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from reward_models import stopping
 from reward_models.config import FormName
 from reward_models.errors import UserError
 from reward_models.gate import failure, mistakes
@@ -120,11 +122,18 @@ def _requirement(text: str) -> tuple[str, float]:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    before = stopping.listen() if options.command == "train" else None
     try:
         result = {"train": _train, "score": _score, "evaluate": _evaluate, "convert": _convert, "serve": _serve}[options.command](options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except stopping.Stopped:
+        print("stopped by SIGTERM; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
+        return stopping.EXIT_CODE
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     from reward_models.metrics import finite
 
     if result:  # only the first rank has something to tell

@@ -6,14 +6,15 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from reward_models.errors import UserError
+from reward_models.resuming import folder_of
+
+LOOKS = "looks.json"  # in a checkpoint
 
 
 @dataclass
@@ -24,13 +25,16 @@ class BestWeights(TrainerCallback):
     save: Callable[[], None]
     every: int  # optimiser steps
     patience: int | None  # looks without improvement after which training ends; None: it never ends early
-    file: Path | None = None  # keeps the looks for a training that is resumed
     looks: dict[int, float] = field(default_factory=dict)  # step -> measured
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.file is not None and self.file.is_file():
-            kept = json.loads(self.file.read_text(encoding="utf-8"))
-            self.looks = {int(step): value for step, value in kept.items() if int(step) <= state.global_step}
+        file = folder_of(args, state) / LOOKS
+        if state.global_step and file.is_file():
+            self.looks = {int(step): value for step, value in json.loads(file.read_text(encoding="utf-8")).items()}
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            (folder_of(args, state) / LOOKS).write_text(json.dumps(self.looks), encoding="utf-8")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if state.global_step % self.every == 0:
@@ -60,5 +64,3 @@ class BestWeights(TrainerCallback):
         self.looks[step] = value[0]
         if self.best_step == step:
             self.save()
-        if self.file is not None and PartialState().is_main_process:
-            self.file.write_text(json.dumps(self.looks), encoding="utf-8")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,18 +14,17 @@ import torch
 from pydantic import BaseModel
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from transformers.trainer_utils import get_last_checkpoint
 
-from reward_models import adapters
+from reward_models import adapters, resuming
 from reward_models.config import LoraSettings
 from reward_models.data import SortedSteps, blanks
 from reward_models.early_stopping import BestWeights
-from reward_models.errors import UserError
 from reward_models.model import Tokenizer, build
 from reward_models.ranks import announce_one_rank
 
-CHECKPOINTS, IDENTITY = "checkpoint", "training.json"
-FREE = ("callbacks", "save_every", "micro_batch_size", "gradient_checkpointing")  # a resumed training may have these otherwise
+CHECKPOINTS = "checkpoint"
+# A resumed training may have these otherwise.
+FREE = ("callbacks", "save_every", "keep_checkpoints", "micro_batch_size", "gradient_checkpointing")
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,8 @@ class TrainOptions:
     lora: LoraSettings | None = None  # the model is saved merged, and its adapter beside it
     bf16: bool = False  # products in bfloat16; losses and (but under DeepSpeed, which keeps copies) weights in fp32
     gradient_checkpointing: bool = False  # less memory, more time
-    save_every: int | None = None  # optimiser steps between checkpoints in out/checkpoint, from which the same call goes on; None: none
+    save_every: int | None = None  # optimiser steps between checkpoints in out/checkpoint, to go on from; None: none but at SIGTERM
+    keep_checkpoints: int = 2  # where the newest is damaged, the one before is used
     eval_every: int | None = None  # optimiser steps between looks at a tenth of the rows, which then is not trained on; None: no look
     patience: int | None = None  # looks without improvement after which training ends; None: it goes on, and the best weights are kept
 
@@ -80,7 +78,7 @@ def fit(
     """Train `model`, which `start` built, and save it to `out`; with `eval_every` as it was at the best `look`. Whether this is the main
     process, which alone goes on, and the looks.
 
-    Raises UserError where out/checkpoint holds those of a training with another `identity` (labels, settings) or other options.
+    Raises UserError where out/checkpoint holds one of a training with another `identity` (labels, settings) or other options.
     """
     if options.deepspeed:
         announce_one_rank()
@@ -91,51 +89,46 @@ def fit(
     if options.lora:
         unseen = [tokenizer.convert_tokens_to_ids(start.separator)] if start.separator else []
         trained = adapters.adapted(start.kind, model, options.lora, unseen)
-    with tempfile.TemporaryDirectory() as scratch:
-        checkpoints = Path(out, CHECKPOINTS) if options.save_every else Path(scratch)
-        arguments = TrainingArguments(
-            output_dir=str(checkpoints),
-            num_train_epochs=epochs,
-            learning_rate=options.learning_rate,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=max(1, options.batch_size // (micro * world)),
-            warmup_steps=options.warmup_ratio,
-            lr_scheduler_type="cosine",
-            weight_decay=options.weight_decay,
-            max_grad_norm=options.max_grad_norm,
-            seed=options.seed,
-            logging_steps=5,
-            save_strategy="steps" if options.save_every else "no",
-            save_steps=options.save_every or 1,
-            save_total_limit=2,  # a kill may come while the newest is written
-            bf16=options.bf16,
-            activation_checkpointing=options.gradient_checkpointing,
-            activation_checkpointing_kwargs={"use_reentrant": False},
-            report_to=[],
-            use_cpu=not torch.cuda.is_available(),
-            remove_unused_columns=False,
-            disable_tqdm=True,
-            deepspeed=options.deepspeed,
-            dataloader_pin_memory=torch.cuda.is_available(),
+    arguments = TrainingArguments(
+        output_dir=str(Path(out, CHECKPOINTS)),
+        num_train_epochs=epochs,
+        learning_rate=options.learning_rate,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=max(1, options.batch_size // (micro * world)),
+        warmup_steps=options.warmup_ratio,
+        lr_scheduler_type="cosine",
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        seed=options.seed,
+        logging_steps=5,
+        save_strategy="no",
+        bf16=options.bf16,
+        activation_checkpointing=options.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        report_to=[],
+        use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        deepspeed=options.deepspeed,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    trainer = _GlobalCountTrainer(
+        model=trained, args=arguments, train_dataset=data, data_collator=collate, loss_sum=loss_sum, callbacks=list(options.callbacks)
+    )
+    trainer.remove_callback(PrinterCallback)
+    looks = None
+    if options.eval_every is not None:
+        looks = BestWeights(
+            partial(_look, trainer, look),
+            partial(trainer.save_model, str(weights)),
+            options.eval_every,
+            options.patience,
         )
-        trainer = _GlobalCountTrainer(
-            model=trained, args=arguments, train_dataset=data, data_collator=collate, loss_sum=loss_sum, callbacks=list(options.callbacks)
-        )
-        trainer.remove_callback(PrinterCallback)
-        looks = None
-        if options.eval_every is not None:
-            looks = BestWeights(
-                partial(_look, trainer, look),
-                partial(trainer.save_model, str(weights)),
-                options.eval_every,
-                options.patience,
-                checkpoints / "looks.json" if options.save_every else None,
-            )
-            trainer.add_callback(looks)
-        resumed = _begun(checkpoints, identity, options, world, trainer.is_world_process_zero()) if options.save_every else None
-        trainer.train(resume_from_checkpoint=resumed)
-        if looks is None:
-            trainer.save_model(str(weights))
+        trainer.add_callback(looks)
+    of = _identity(identity, options, world)
+    resuming.train(trainer, save_every=options.save_every, keep=options.keep_checkpoints, of=of)
+    if looks is None:
+        trainer.save_model(str(weights))
     if not trainer.is_world_process_zero():
         return False, None
     unset_hf_deepspeed_config()  # or ZeRO-3 would split what is loaded from here on too, and wait for the other ranks
@@ -185,26 +178,12 @@ def _look(trainer: Trainer, look: Callable[[PreTrainedModel], float]) -> float:
     return value
 
 
-def _begun(checkpoints: Path, identity: dict[str, Any], options: TrainOptions, world: int, main: bool) -> str | None:
-    """The newest whole checkpoint of this very training, None where it has none."""
+def _identity(identity: dict[str, Any], options: TrainOptions, world: int) -> dict[str, str]:
+    """What a checkpoint must be of to be gone on from."""
     how = {name: value for name, value in vars(options).items() if name not in FREE}
     if options.deepspeed:
         how["processes"] = world  # its checkpoints are in as many parts
-    written = json.dumps(identity | how, sort_keys=True, default=_plain)
-    file = checkpoints / IDENTITY
-    if file.is_file() and file.read_text(encoding="utf-8") != written:
-        raise UserError(
-            f"{checkpoints}: of a training with other labels or settings", fix="repeat that training as it was, or delete the folder"
-        )
-    if main:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        for folder in checkpoints.glob("checkpoint-*"):
-            if not (folder / "trainer_state.json").is_file():  # written last
-                shutil.rmtree(folder)
-        file.write_text(written, encoding="utf-8")
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-    return get_last_checkpoint(str(checkpoints))
+    return {name: json.dumps(value, sort_keys=True, default=_plain) for name, value in (identity | how).items()}
 
 
 def _plain(value: Any) -> Any:

@@ -10,12 +10,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from reward_models import stopping
 from rlef.config import Config
 from rlef.run_dir import write_json
 
+SAVE_S = 600  # how long what was told to stop may take to save
 TORCHRUN = (
     "RANK",
     "WORLD_SIZE",
@@ -51,13 +54,15 @@ def run_stage_in(
 ) -> dict[str, Any]:
     """The result of a stage's `function`, which rlef.worker runs under `command` (python, or python and torchrun); `alone` as for `wait`.
 
-    What both tell each other lies in `folder` until it is done. Raises ChildFailed.
+    What both tell each other lies in `folder` until it is done. Raises ChildFailed; Stopped where the process was told to stop.
     """
     job, answer, error = (folder / name for name in ("job.json", "result.json", "error.txt"))
     error.unlink(missing_ok=True)
     told = {"config": config.model_dump(mode="json"), "stage": stage, "folder": str(folder), "inputs": dict(inputs)}
     write_json(job, told | {"function": function, "tracked": tracked})
     code = wait([*command, "-m", "rlef.worker", str(job)], environment=environment, alone=alone)
+    if code == stopping.EXIT_CODE:
+        raise stopping.Stopped
     if code != 0 or not answer.is_file():
         raise ChildFailed(code, error.read_text(encoding="utf-8") if error.is_file() else None)
     result = json.loads(answer.read_text(encoding="utf-8"))
@@ -69,19 +74,21 @@ def run_stage_in(
 def wait(command: Sequence[str], environment: Mapping[str, str] | None = None, *, alone: bool = False) -> int:
     """Run a command to its end and return its code. `alone`: it is no rank of the group that this process belongs to."""
     inherited = {key: value for key, value in os.environ.items() if not (alone and (key in TORCHRUN or key.startswith("TORCHELASTIC")))}
-    process = subprocess.Popen(command, env=inherited | dict(environment or {}), preexec_fn=end_with_parent)
+    # Told by a signal that it may answer by saving, an orphan would write beside the run's next start.
+    end = partial(end_with_parent, signal.SIGKILL)
+    process = subprocess.Popen(command, env=inherited | dict(environment or {}), preexec_fn=end)
     try:
         return process.wait()
     except BaseException:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=60)
+            process.wait(timeout=SAVE_S)
         process.kill()
         raise
 
 
-def end_with_parent() -> None:
-    """Have the system stop this process when the one that started it is gone."""
+def end_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
+    """Have the system send this process a signal when the one that started it is gone."""
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)

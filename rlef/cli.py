@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from reward_models import stopping
 from reward_models.errors import UserError as RewardModelsError
 from rlef import __version__
-from rlef.errors import Stopped, UserError
+from rlef.errors import UserError
 
 STAGES = ("problems", "method", "evolve", "respond", "sft", "label", "irm", "prm", "orm", "ppo", "dpo", "grpo", "rft", "evaluate", "report")
 FORMATS = (
@@ -102,15 +103,15 @@ def main(arguments: list[str] | None = None) -> int:
     from rlef.launch import quiet
 
     quiet()
-    before = signal.signal(signal.SIGTERM, _terminated)
+    before = stopping.listen()
     try:
         return _dispatch(options)
     except (UserError, RewardModelsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except Stopped:
+    except stopping.Stopped:
         print("stopped by SIGTERM; the same command goes on with the first unfinished stage", file=sys.stderr, flush=True)
-        return 75
+        return stopping.EXIT_CODE
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on with the first unfinished stage", file=sys.stderr)
         return 130
@@ -283,8 +284,3 @@ def gflops(size: int = 1024, repeats: int = 20) -> float:
         torch.mm(a, a)
         times.append(time.perf_counter() - began)
     return 2 * size**3 / sorted(times)[repeats // 2] / 1e9
-
-
-def _terminated(signum: int, frame: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
-    raise Stopped

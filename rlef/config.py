@@ -27,6 +27,9 @@ class Section(BaseModel):
 class RunSection(Section):
     dir: str | None = Field(default=None, description="run directory; default runs/<name of the config file>")
     seed: int = Field(default=0, ge=0, description="the one seed that all sampling, shuffling and initialisation derive from")
+    keep_checkpoints: int = Field(
+        default=2, ge=1, description="of a stage that trains, while it does; where the newest is damaged, the one before is used"
+    )
     rounds: int = Field(
         default=1, ge=1, description="whole rounds of the stages in `repeat`, each from the policy of the round before (rlef.rounds)"
     )
@@ -299,6 +302,12 @@ class TrainSettings(Stage):
     warmup_ratio: float = Field(default=0.05, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
+    save_every: int | None = Field(
+        default=500,
+        ge=1,
+        description="optimiser steps between checkpoints, from which a run that was cut off goes on (500: transformers' own); None: only "
+        "where SIGTERM asks for one. Not part of the fingerprint",
+    )
 
 
 class SftStage(TrainSettings):
@@ -400,11 +409,6 @@ class RewardModelSettings(TrainSettings):
     )
     bf16: bool = Field(default=False, description="products in bfloat16; losses, and without DeepSpeed the weights, stay in fp32")
     gradient_checkpointing: bool = Field(default=False, description="less memory, more time; not part of the fingerprint")
-    save_every: int | None = Field(
-        default=None,
-        ge=1,
-        description="optimiser steps between checkpoints, from which a run that was cut off goes on; not part of the fingerprint",
-    )
 
 
 class IrmStage(InstructionModelConfig, RewardModelSettings):
@@ -583,6 +587,7 @@ class PpoStage(RewardSettings):
     lr_decay: bool = Field(default=False, description="the policy's learning rate falls linearly to 0 at the last optimiser step")
     max_grad_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = Field(default=False, description="less memory, more time; not part of the fingerprint")
+    save_every: int = Field(default=10, ge=1, description="iterations between checkpoints; not part of the fingerprint")
     profile: bool = Field(
         default=False, description="write trace.json.gz, the operations of one iteration, for Perfetto; not part of the fingerprint"
     )

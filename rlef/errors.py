@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake: what is wrong, where, and how to mend it. And the one for being told to stop."""
+"""The one exception for a user's mistake: what is wrong, where, and how to mend it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,3 @@ def raise_all(wrong: Sequence[UserError]) -> None:
     if wrong:
         lines = [f"  - {error.problem} ({error.fix})" for error in wrong]
         raise UserError(f"{len(wrong)} mistakes\n" + "\n".join(lines), fix="mend these keys")
-
-
-class Stopped(BaseException):
-    """SIGTERM arrived. Not an Exception: nothing on the way may take it for a failure and go on."""

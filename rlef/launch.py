@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reward_models.ranks import announce_one_rank
-from rlef.children import ChildFailed, run_stage_in
+from rlef.children import SAVE_S, ChildFailed, run_stage_in
 from rlef.config import Config, addresses
 from rlef.errors import UserError
 from rlef.run_dir import RunDir, write_json
@@ -48,9 +48,12 @@ def run_stage(config: Config, run: RunDir, name: str, folder: Path, inputs: dict
     shared = kind.distributed or (kind.shares_teacher and config.teacher.kind == "hf")
     if config.launch.processes == 1 or not shared:
         return call(config, run, name, folder, folders, kind.function)
-    ranks = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={config.launch.processes}"]
+    ranks = ["-m", "rlef.ranks", "--standalone", f"--nproc_per_node={config.launch.processes}"]
     threads = max(1, (os.cpu_count() or 1) // config.launch.processes)
-    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    environment = {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVE_S),  # torchrun's own 30 s are too few to save a large model
+    }
     try:
         command = [sys.executable, *ranks]
         return run_stage_in(command, config, name, folder, folders, kind.function, tracked=True, environment=environment)
@@ -84,8 +87,7 @@ def call(
         if tracker.wandb_id:
             info["wandb"][name] = tracker.wandb_id
             write_json(run.info_file, info)
-        resumes = stage.kind in ("ppo", "dpo", "grpo")  # these drop their own rows when they know where they go on
-        tracker.truncate(10**12 if resumes else -1)
+        tracker.restore(None)  # a stage that goes on from a checkpoint puts its rows back
     if config.launch.deepspeed is not None:
         announce_one_rank()
     try:

@@ -44,6 +44,7 @@ from rlef.memory import WITHOUT_ZERO_3, Zero
 from rlef.rl.functions import check_function
 from rlef.run_dir import RunDir, digest, outside_digest, write_json
 from rlef.sources import read_problems, with_answers
+from rlef.tracking import keep_rows, mend
 
 NOT_IN_FINGERPRINT = {
     "micro_batch_size", "gradient_checkpointing", "save_every", "score_batch_size", "rollout_batch_size", "paid", "require", "seed",
@@ -484,6 +485,7 @@ def _run_stages(
     config: Config, run_dir: RunDir, inputs: dict[str, dict[str, str]], names: Sequence[str], forced: set[str], yes: bool
 ) -> None:
     created = False
+    mend(run_dir.metrics_file, {name: run_dir.stage(name) for name in config.stages if run_dir.manifest(name) is not None})
     for place, name in enumerate(names):
         _inputs_finished(config, run_dir, name, inputs[name])
         label = f"[{place + 1}/{len(names)}] {name}"
@@ -505,6 +507,7 @@ def _run_stages(
         forced.discard(name)
         manifest = run_dir.manifest(name)
         if manifest is not None:
+            run_dir.clear(name)
             print(f"{label}: done before ({manifest.seconds:.0f} s)", flush=True)
             _check_gate(config, run_dir, name)
             continue
@@ -523,6 +526,7 @@ def _run_stages(
             run_dir.drop_if_empty(name)
             raise
         seconds = time.time() - began
+        keep_rows(run_dir.metrics_file, name, folder)
         run_dir.finish(name, print_, seconds, result)
         write_summary(config, run_dir)
         print(f"{label}: {seconds:.0f} s  {_brief(result)}", flush=True)

@@ -26,7 +26,9 @@ from rlef.errors import UserError
 
 WHOLE_BYTES = 64 * 2**20  # a larger file outside the run is known by its size and both ends: `rlef check` answers in seconds
 END_BYTES = 2**20
-SHARDS = "shards"  # folder of a stage's finished pieces; of no use once it is done
+METRICS = "metrics.jsonl"
+# Folders of a stage that are of no use once it is done: its finished pieces, and what it would go on from.
+SHARDS, CHECKPOINTS = "shards", "checkpoints"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -40,13 +42,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def folder_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below, manifests left out."""
+    """SHA-256 of every file below but those of the frame and those that go when the stage is done."""
     # training_args.bin holds a folder and a time: the same work done twice would look changed.
-    skipped = {"manifest.json", "started.json", "job.json", "result.json", "error.txt", "training_args.bin"}
+    skipped = {"manifest.json", "started.json", "job.json", "result.json", "error.txt", "training_args.bin", METRICS}
     return {
         str(file.relative_to(folder)): file_digest(file)
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name not in skipped
+        if file.is_file() and file.name not in skipped and file.relative_to(folder).parts[0] not in (SHARDS, CHECKPOINTS)
     }
 
 
@@ -89,6 +91,10 @@ class RunDir:
         return self.root / "run.json"
 
     @property
+    def metrics_file(self) -> Path:
+        return self.root / METRICS
+
+    @property
     def journal_file(self) -> Path:
         """What an endpoint answered and what it cost: of the run, not of a stage, so a stage that is redone asks nothing twice."""
         return self.root / "journal.sqlite"
@@ -115,12 +121,21 @@ class RunDir:
     def finish(self, name: str, fingerprint: dict[str, str], seconds: float, result: dict[str, Any]) -> None:
         """Write the manifest: from here on the stage is done."""
         folder = self.stage(name)
-        shutil.rmtree(folder / SHARDS, ignore_errors=True)
         manifest = {"fingerprint": fingerprint, "files": folder_digests(folder), "seconds": round(seconds, 3), "result": result}
         write_json(folder / "manifest.json", manifest)
+        self.clear(name)
+
+    def clear(self, name: str) -> None:
+        """Remove what a finished stage needs no more. Not before its manifest is there: a kill in between would cost all its work."""
+        for scratch in (SHARDS, CHECKPOINTS):
+            shutil.rmtree(self.stage(name) / scratch, ignore_errors=True)
 
     def supersede(self, *names: str) -> None:
         """Move these stages' folders away, together under one stamp; nothing is overwritten."""
+        if self.info_file.is_file():
+            info = json.loads(self.info_file.read_text())
+            ids = {stage: run_id for stage, run_id in info.get("wandb", {}).items() if stage not in names}
+            write_json(self.info_file, info | {"wandb": ids})  # other work is another W&B run
         place = self.root / "superseded" / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
         for name in names:
             if self.stage(name).exists():

@@ -1,4 +1,8 @@
-"""Metrics, tables and progress of a stage: metrics.jsonl always, W&B where the config wants it, bars with time left on the terminal."""
+"""Metrics, tables and progress of a stage: metrics.jsonl always, W&B where the config wants it, bars with time left on the terminal.
+
+All stages log into the run's one metrics.jsonl. A checkpoint keeps its stage's rows, a finished stage does in its folder, and from there
+they are put back: what a kill cut off, or what was logged after the checkpoint that a stage goes on from, is never read.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,16 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlef.config import TrackingSection
 from rlef.errors import UserError
+from rlef.run_dir import METRICS
 
 
 class Tracker:
@@ -21,6 +27,7 @@ class Tracker:
 
     def __init__(self, stage: str, file: Path | None, wandb_run: Any = None, *, quiet: bool = False) -> None:
         self.stage, self.file, self.wandb_run, self.quiet = stage, file, wandb_run, quiet
+        self.behind = wandb_run is not None and wandb_run.offline  # W&B: a run that goes on offline begins with the rows it has
         self.bars: Any = None  # the terminal takes one display at a time: bars within bars share it
 
     @classmethod
@@ -33,7 +40,7 @@ class Tracker:
         cls, stage: str, kind: str, root: Path, settings: TrackingSection, parameters: dict[str, Any], *, run_id: str | None
     ) -> Tracker:
         """Start tracking a stage of the run in `root`. A W&B run that was asked for and cannot start is an error now, not at the end."""
-        return cls(stage, root / "metrics.jsonl", _start_wandb(stage, kind, root, settings, parameters, run_id))
+        return cls(stage, root / METRICS, _start_wandb(stage, kind, root, settings, parameters, run_id))
 
     @property
     def wandb_id(self) -> str | None:
@@ -41,6 +48,7 @@ class Tracker:
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """One row at `step`. Values that are not finite are written as null: JSON has no NaN."""
+        self._catch_up()
         clean = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
         if self.file is not None:
             row = {"stage": self.stage, "step": step, "time": round(time.time(), 3)} | clean
@@ -49,19 +57,26 @@ class Tracker:
         if self.wandb_run is not None:
             self.wandb_run.log({name: value for name, value in clean.items() if value is not None} | {"global_step": step})
 
-    def truncate(self, step: int) -> None:
-        """Drop this stage's rows after `step`: a resumed stage writes them again."""
-        if self.file is None or not self.file.is_file():
+    def keep(self, folder: Path) -> None:
+        """Copy this stage's rows into `folder`, from where `restore` puts them back."""
+        if self.file is not None:
+            keep_rows(self.file, self.stage, folder)
+
+    def restore(self, folder: Path | None) -> None:
+        """Have this stage's rows be those that `folder` keeps, None: none. What it logs from here on comes after them."""
+        if self.file is None:
             return
-        rows = []
-        for line in self.file.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # a line cut off by a kill
-                row = json.loads(line)
-                if row["stage"] != self.stage or row["step"] <= step:
-                    rows.append(line)
-        partial = self.file.with_name(self.file.name + ".partial")
-        partial.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
-        partial.replace(self.file)
+        kept = _lines_of(folder / METRICS) if folder is not None else []
+        _write(self.file, [*(line for stage, line in _rows(self.file) if stage != self.stage), *kept])
+
+    def _catch_up(self) -> None:
+        """Give W&B the rows of an earlier start, once."""
+        if not self.behind or self.file is None:
+            return
+        self.behind = False
+        for row in (json.loads(line) for stage, line in _rows(self.file) if stage == self.stage):
+            numbers = {name: value for name, value in row.items() if isinstance(value, float) and name != "time"}
+            self.wandb_run.log(numbers | {"global_step": row["step"]})
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table for W&B; files keep the full rows."""
@@ -124,6 +139,8 @@ class Tracker:
         as one, on from `first`."""
         from transformers import TrainerCallback
 
+        from reward_models.resuming import folder_of
+
         tracker = self
 
         class Log(TrainerCallback):
@@ -136,21 +153,22 @@ class Tracker:
                 if state.is_world_process_zero:
                     self.advance = self.stack.enter_context(tracker.progress(prefix, state.max_steps))
                     if state.global_step:  # goes on from a checkpoint
-                        tracker.truncate(state.global_step)
+                        tracker.restore(folder_of(args, state))
                         self.advance(state.global_step)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 self.advance(1, **self.seen)
+
+            def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if state.is_world_process_zero:
+                    tracker.keep(folder_of(args, state))
 
             def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 self.stack.close()
 
             def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
                 numbers = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
-                named = {
-                    "optim/lr" if name == "learning_rate" else f"{prefix}/{name.replace('/', '_')}": value
-                    for name, value in numbers.items()
-                }
+                named = {_named(prefix, name): value for name, value in numbers.items()}
                 if state.is_world_process_zero and "train_runtime" not in numbers:
                     tracker.log(named, first + state.global_step // every)
                     self.seen |= {name: value for name, value in numbers.items() if name in ("loss", "eval_loss")}
@@ -158,8 +176,53 @@ class Tracker:
         return Log()
 
     def close(self) -> None:
+        self._catch_up()
         if self.wandb_run is not None:
             self.wandb_run.finish()
+
+
+def _named(prefix: str, name: str) -> str:
+    """A Trainer's number in our namespace, where what hangs on the machine's speed stands apart."""
+    if name == "learning_rate":
+        return "optim/lr"
+    group = {"_runtime": "time/", "_per_second": "perf/"}
+    space = next((space for end, space in group.items() if name.endswith(end)), "")
+    return f"{space}{prefix}/{name.replace('/', '_')}"
+
+
+def keep_rows(file: Path, stage: str, folder: Path) -> None:
+    """Copy a stage's rows of a metrics.jsonl into `folder`."""
+    if lines := [line for one, line in _rows(file) if one == stage]:
+        _write(folder / METRICS, lines)
+
+
+def mend(file: Path, finished: Mapping[str, Path]) -> None:
+    """Put back the rows of finished stages (name -> folder) where they are not those that the stage kept: the last line may be damaged."""
+    rows = list(_rows(file))
+    for stage, folder in finished.items():
+        kept = _lines_of(folder / METRICS)
+        if kept and [line for one, line in rows if one == stage] != kept:
+            rows = [row for row in rows if row[0] != stage] + [(stage, line) for line in kept]
+    lines = [line for stage, line in rows if (file.parent / stage).is_dir()]
+    if lines != _lines_of(file):
+        _write(file, lines)
+
+
+def _rows(file: Path) -> Iterator[tuple[str, str]]:
+    """(stage, line) of all lines that hold a row."""
+    for line in _lines_of(file):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            yield str(json.loads(line)["stage"]), line
+
+
+def _lines_of(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+
+
+def _write(file: Path, lines: Iterable[str]) -> None:
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    partial.replace(file)
 
 
 def _figures(figures: dict[str, float]) -> str:
@@ -188,6 +251,11 @@ def _start_wandb(stage: str, kind: str, root: Path, settings: TrackingSection, p
         mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
     import wandb
 
+    if mode == "offline" and run_id is not None:
+        for cut_off in (root / "wandb").glob(f"offline-run-*-{run_id}"):
+            shutil.rmtree(
+                cut_off, ignore_errors=True
+            )  # a second folder of one run would be uploaded beside it; what it held is logged again
     try:
         run = wandb.init(
             project=settings.project,

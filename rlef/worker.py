@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
+from reward_models import stopping
 from reward_models.errors import UserError as RewardModelsError
 from rlef.children import end_with_parent
 from rlef.engines import dist
@@ -18,23 +21,30 @@ from rlef.run_dir import RunDir, write_json
 
 def main(file: str) -> int:
     quiet()
-    end_with_parent()  # ranks wait for one another without a limit
+    end_with_parent(signal.SIGKILL)  # ranks wait for one another without a limit
     job = json.loads(Path(file).read_text())
     config = parse_config(job["config"], file)
     folder = Path(job["folder"])
     first = os.environ.get("RANK", "0") == "0"
     run = RunDir(str(config.run.dir))
+    stopping.listen()
     try:
         result = call(config, run, job["stage"], folder, job["inputs"], job["function"], main=first and job["tracked"])
+        if first:
+            write_json(folder / "result.json", result)
+        dist.close()
     except (UserError, RewardModelsError) as error:
         (folder / "error.txt").write_text(str(error))  # where several ranks make a mistake, they all make this one
         return 2
-    if first:
-        write_json(folder / "result.json", result)
-    dist.close()
+    except stopping.Stopped:
+        _leave(stopping.EXIT_CODE)
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """Threads of gloo and DeepSpeed that outlive the group abort the interpreter on its way out (SIGABRT); the work is done and on disk."""
     sys.stdout.flush()
-    # Threads of gloo and DeepSpeed that outlive the group abort the interpreter on its way out (SIGABRT); the work is done and on disk.
-    os._exit(0)
+    os._exit(code)
 
 
 if __name__ == "__main__":

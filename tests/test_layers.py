@@ -38,7 +38,7 @@ LAYERS = [
     {"rollout", "engines"},
     {"evolution", "rl"},
     {"stages"},
-    {"launch", "worker"},
+    {"launch", "ranks", "worker"},
     {"pipeline"},
     {"cli", "__main__"},
 ]

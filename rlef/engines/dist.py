@@ -79,6 +79,11 @@ def _reduce(tensor: torch.Tensor, operation: torch_dist.ReduceOp.RedOpType) -> t
     return moved.to(tensor.device)
 
 
+def any_rank(flag: bool) -> bool:
+    """Whether it is true on any rank: all of them get the same answer."""
+    return bool(all_reduce_max(torch.tensor(float(flag))))
+
+
 def all_gather_object(value: T) -> list[T]:
     """Every rank's value, by rank. For small things: it is pickled between our own processes."""
     gathered: list[Any] = [value] * world()

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from rlef.engines import dist
 from rlef.engines.base import StepResult, learning_rate, rate_groups
+
+STATE = "state.safetensors"
 
 
 class TorchEngine:
@@ -97,20 +101,25 @@ class TorchEngine:
     def save(self, folder: Path) -> None:
         if dist.is_main():
             folder.mkdir(parents=True, exist_ok=True)
-            state = {
-                "weights": [weight.detach() for weight in self._masters],
-                "optimizer": self.optimizer.state_dict(),
-                "steps": self.steps,
-            }
-            torch.save(state, folder / "state.pt")
+            state = {f"weights.{number}": weight.detach() for number, weight in enumerate(self._masters)}
+            for number, moments in self.optimizer.state_dict()["state"].items():
+                state |= {f"{name}.{number}": value for name, value in moments.items()}
+            whole = {name: value.contiguous() for name, value in state.items()}
+            save_file(whole, folder / STATE, metadata={"steps": str(self.steps)})
         dist.barrier()
 
     def load(self, folder: Path) -> None:
-        state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
-        with torch.no_grad():
-            for weight, master, stored in zip(self._weights, self._masters, state["weights"], strict=True):
-                master.copy_(stored)
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        with safe_open(folder / STATE, "pt") as state, torch.no_grad():
+            names = state.keys()
+            for name in names:
+                kind, number = name.rsplit(".", 1)
+                if kind == "weights":
+                    self._masters[int(number)].copy_(state.get_tensor(name))
+                else:
+                    moments.setdefault(int(number), {})[kind] = state.get_tensor(name)
+            for weight, master in zip(self._weights, self._masters, strict=True):
                 if master is not weight:
-                    weight.copy_(stored)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.steps = state["steps"]
+                    weight.copy_(master)
+            self.steps = int(state.metadata()["steps"])
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from reward_models import resuming
 from rlef.config import DpoStage
 from rlef.engines import dist
 from rlef.errors import UserError
 from rlef.models import load_policy, load_tokenizer, model_folder, pick_device, save_policy
 from rlef.records import read_jsonl, write_jsonl
 from rlef.rl.pairs import Pair, reward_pairs, step_pairs, wrong_steps
-from rlef.run_dir import SHARDS, write_json
+from rlef.run_dir import CHECKPOINTS, SHARDS, digest, write_json
 from rlef.stages.context import StageContext
 from rlef.stages.sampled import ScoredSampler
 
@@ -53,6 +54,8 @@ def run(ctx: StageContext) -> dict:
         done = dist.broadcast_object((folder / "result.json").is_file())
         if not done and (over or not _round(ctx, settings, number, rounds, folder, steps)):
             break  # the policy's answers differ no more; there is one round at least
+        if done:
+            ctx.tracker.restore(folder)
         rounds.append(folder)
         results.append(json.loads((folder / "result.json").read_text()))
     if dist.is_main():
@@ -85,6 +88,7 @@ def _round(ctx: StageContext, settings: DpoStage, number: int, before: Sequence[
     reference = start if settings.reference == "round" else init
     metrics = _train(ctx, settings, pairs, start, reference, partial, steps)
     if dist.is_main():
+        ctx.tracker.keep(partial)
         write_json(partial / "result.json", {"prompts": settings.count, "pairs": len(pairs), "left_out": left_out} | metrics)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
@@ -154,7 +158,7 @@ def _train(
     tokenizer = load_tokenizer(start, trust_remote_code=trust)
     model = load_policy(start, dtype=ctx.config.model.dtype, trust_remote_code=trust)
     arguments = DPOConfig(
-        output_dir=str(ctx.folder / "trainer"),
+        output_dir=str(ctx.folder / CHECKPOINTS / folder.name),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         per_device_train_batch_size=micro,
@@ -183,9 +187,10 @@ def _train(
         callbacks=[ctx.tracker.trainer_callback("dpo", first=steps)],
     )
     trainer.remove_callback(PrinterCallback)
-    ctx.tracker.truncate(steps)
+    tokens = [(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) for pair in pairs]
+    of = {"pairs": digest(tokens)} | ({"processes": str(world)} if arguments.deepspeed else {})
     with torch.random.fork_rng():
-        result = trainer.train()
+        result = resuming.train(trainer, save_every=settings.save_every, keep=ctx.config.run.keep_checkpoints, of=of)
     if arguments.deepspeed:
         trainer.save_model(str(folder / "model"))
     elif dist.is_main():

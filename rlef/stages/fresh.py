@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from reward_models import stopping
 from rlef.children import ChildFailed, run_stage_in
 from rlef.config import PpoStage
 from rlef.engines import dist
@@ -39,6 +40,10 @@ class FreshRounds:
         # By round, whole: the symbolic teacher needs the truth, which prompts do not have.
         self._problems: list[list[Problem]] = [read_practice(ctx.inputs["prompts"])]
         self._prompts: dict[int, list[Prompt]] = {0: self._ready(self._problems[0])}
+
+    def begins(self, iteration: int) -> bool:
+        """Whether the teacher is asked for the prompts of this iteration."""
+        return iteration > 0 and iteration % self.every == 0
 
     def take(self, iteration: int) -> list[Prompt]:
         """The prompts of an iteration; at a round's first one the round is made, unless it is there."""
@@ -89,11 +94,13 @@ class FreshRounds:
     def _round(self, number: int) -> list[Problem]:
         """The problems of a round: made by the main rank's child process, waited for by the others."""
         rounds, name = RunDir(self._folder), _name(number)
-        if dist.is_main() and rounds.manifest(name) is None:
-            self._evolve(number, rounds, name)
-        # No collective here: a teacher may take longer than any of their time limits. A main rank that fails ends the others by torchrun.
-        while rounds.manifest(name) is None:
-            time.sleep(LOOK_EVERY_S)
+        with stopping.deferred(False):
+            if dist.is_main() and rounds.manifest(name) is None:
+                self._evolve(number, rounds, name)
+            # No collective here: a teacher may take longer than any of their time limits. A main rank that fails ends the others by
+            # torchrun.
+            while rounds.manifest(name) is None:
+                time.sleep(LOOK_EVERY_S)
         return list(read_jsonl(rounds.stage(name) / "evolved.jsonl", Problem, may_be_empty=True))
 
     def _evolve(self, number: int, rounds: RunDir, name: str) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from reward_models import checkpoints, stopping
 from rlef.config import PpoStage
-from rlef.engines import dist
+from rlef.engines import dist, random_state
 from rlef.errors import UserError
 from rlef.models import Tokenizer, load_policy, load_tokenizer, model_folder, pick_device, stop_ids
 from rlef.records import write_jsonl
@@ -31,12 +32,12 @@ from rlef.rl.update import fill, update
 from rlef.rl.utilisation import Multiplied, matmul_rate
 from rlef.rollout.base import SamplingParams
 from rlef.rollout.hf import HFGenerator
+from rlef.run_dir import CHECKPOINTS, outside_digest, write_json
 from rlef.stages.context import StageContext
 from rlef.stages.fresh import FreshRounds
 from rlef.stages.rollouts import make_generator
 
 STAGE_VERSION = 1
-CHECKPOINT_EVERY = 10  # iterations
 KEPT_ROLLOUTS = 64  # of the last iteration, for the report
 MOST_UNJUDGED = 3  # iterations in a row without a single answer that could be judged, at which it stops
 
@@ -50,7 +51,7 @@ def timed(times: dict[str, float], name: str):
 
 
 def run(ctx: StageContext) -> dict:
-    """Train the policy of `init` on `prompts` against `irm` x `prm`. Writes model/, rollouts.jsonl and, while it runs, checkpoint/."""
+    """Train the policy of `init` on `prompts` against `irm` x `prm`. Writes model/, rollouts.jsonl and, while it runs, checkpoints/."""
     settings: PpoStage = ctx.settings
     dist.init(ctx.config.launch.device)
     device = pick_device(ctx.config.launch.device)
@@ -84,14 +85,13 @@ def run(ctx: StageContext) -> dict:
     average = Average(actors.policy.engine.module, settings.average) if settings.average is not None else None
 
     alarms = Alarms()
-    first, kl_coef = _resume(ctx, actors, average, alarms)
-    ctx.tracker.truncate(first)
+    saved = Checkpoints(ctx, actors, average, alarms, start)
+    first, kl_coef, unjudged = saved.resume()
     # The first one that also trains the policy and is not the process's first, which still warms up.
     traced = min(max(first + 1, settings.critic_warmup), settings.iterations - 1)
     trace = Trace(ctx.folder / "trace.json.gz", traced if settings.profile and dist.is_main() else None)
     last: list[Sample] = []
-    unjudged = 0  # iterations in a row
-    with ctx.tracker.progress(ctx.name, settings.iterations - first) as advance:
+    with ctx.tracker.progress(ctx.name, settings.iterations - first) as advance, stopping.deferred():
         for iteration in range(first, settings.iterations):
             times: dict[str, float] = {}
             trace.begin(iteration)
@@ -100,6 +100,8 @@ def run(ctx: StageContext) -> dict:
             if fresh is None:
                 chosen = coming[iteration]
             else:
+                if fresh.begins(iteration) and iteration > first:  # a teacher may take hours
+                    saved.write(iteration, kl_coef, unjudged)
                 with timed(times, "evolve"):
                     chosen = fresh.take(iteration)
 
@@ -176,8 +178,11 @@ def run(ctx: StageContext) -> dict:
             ctx.tracker.log(metrics, iteration + 1)
             advance(1, reward=metrics["reward/total"], kl=metrics["ppo/kl"], length=metrics["rollout/length"])
             last = samples
-            if (iteration + 1) % CHECKPOINT_EVERY == 0 and iteration + 1 < settings.iterations:
-                _checkpoint(ctx, actors, average, alarms, iteration + 1, kl_coef)
+            stop = dist.any_rank(stopping.asked())
+            if (stop or (iteration + 1) % settings.save_every == 0) and iteration + 1 < settings.iterations:
+                saved.write(iteration + 1, kl_coef, unjudged)
+                if stop:
+                    raise stopping.Stopped
 
     if dist.is_main():
         write_jsonl(ctx.folder / "rollouts.jsonl", [as_rollout(sample, settings.iterations) for sample in last[:KEPT_ROLLOUTS]])
@@ -187,8 +192,7 @@ def run(ctx: StageContext) -> dict:
     actors.save(ctx.folder)
     if dist.is_main():
         tokenizer.save_pretrained(ctx.folder / "model")
-        for scratch in ("checkpoint", "served"):
-            shutil.rmtree(ctx.folder / scratch, ignore_errors=True)
+        shutil.rmtree(ctx.folder / "served", ignore_errors=True)
     dist.barrier()
     generator.close()
     return {
@@ -225,39 +229,51 @@ def _rewards(sample: Sample, settings: PpoStage) -> list[float]:
     return rewards
 
 
-def _checkpoint(ctx: StageContext, actors: Actors, average: Average | None, alarms: Alarms, iteration: int, kl_coef: float) -> None:
-    """Write aside, then rename: a checkpoint is whole or absent."""
-    folder, partial = ctx.folder / "checkpoint", ctx.folder / "checkpoint.partial"
-    if dist.is_main():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    for name, engine in actors.engines.items():
-        engine.save(partial / name)
-    dist.barrier()
-    if dist.is_main():
-        if average is not None:
-            save_file(average.weights, partial / "average.safetensors")
-        (partial / "state.json").write_text(
-            json.dumps({"iteration": iteration, "kl_coef": kl_coef, "alarms": alarms.state(), "world": dist.world()})
-        )
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    dist.barrier()
+class Checkpoints:
+    """All that an iteration hands to the next: weights, optimisers, averages, alarms, the KL coefficient, every rank's random state.
 
+    What to sample follows from the iteration alone, so no rollout is kept; pass rates and fresh rounds lie in fresh/, whole by themselves.
+    """
 
-def _resume(ctx: StageContext, actors: Actors, average: Average | None, alarms: Alarms) -> tuple[int, float]:
-    """The iteration to go on from and its KL coefficient. All noise is keyed by iteration, so with weights and optimisers that is all."""
-    folder: Path = ctx.folder / "checkpoint"
-    if not (folder / "state.json").is_file():
-        return 0, ctx.settings.kl_coef
-    for name, engine in actors.engines.items():
-        engine.load(folder / name)
-    if average is not None:
-        average.weights = load_file(folder / "average.safetensors", device=str(actors.policy.engine.device))
-    state = json.loads((folder / "state.json").read_text())
-    alarms.load(state["alarms"])
-    return int(state["iteration"]), float(state["kl_coef"])
+    def __init__(self, ctx: StageContext, actors: Actors, average: Average | None, alarms: Alarms, reference: Path) -> None:
+        self.ctx, self.actors, self.average, self.alarms = ctx, actors, average, alarms
+        self.root = ctx.folder / CHECKPOINTS
+        self.of = {"reference": outside_digest(reference)}
+        if ctx.config.launch.deepspeed is not None:
+            self.of["processes"] = str(dist.world())  # its checkpoints are in as many parts
+
+    def write(self, iteration: int, kl_coef: float, unjudged: int) -> None:
+        """All ranks must call it."""
+        folder = dist.broadcast_object(checkpoints.begin(self.root, iteration) if dist.is_main() else None)
+        assert folder is not None
+        for name, engine in self.actors.engines.items():
+            engine.save(folder / name)
+        random_state.save(folder / f"random_{dist.rank()}.safetensors")
+        if dist.is_main():
+            if self.average is not None:
+                save_file(self.average.weights, folder / "average.safetensors")
+            state = {"iteration": iteration, "kl_coef": kl_coef, "unjudged": unjudged, "alarms": self.alarms.state()}
+            write_json(folder / "state.json", state | {"wandb": self.ctx.tracker.wandb_id})
+            self.ctx.tracker.keep(folder)
+        dist.barrier()
+        if dist.is_main():
+            checkpoints.finish(folder, self.of, keep=self.ctx.config.run.keep_checkpoints)
+        dist.barrier()
+
+    def resume(self) -> tuple[int, float, int]:
+        """Take up the newest whole one. Returns the iteration to go on from, its KL coefficient, and how many before it were not judged."""
+        folder = dist.broadcast_object(checkpoints.newest(self.root, self.of) if dist.is_main() else None)
+        if folder is None:
+            return 0, self.ctx.settings.kl_coef, 0
+        for name, engine in self.actors.engines.items():
+            engine.load(folder / name)
+        random_state.load(folder / f"random_{dist.rank()}.safetensors")
+        if self.average is not None:
+            self.average.weights = load_file(folder / "average.safetensors", device=str(self.actors.policy.engine.device))
+        state = json.loads((folder / "state.json").read_text())
+        self.alarms.load(state["alarms"])
+        self.ctx.tracker.restore(folder)
+        return int(state["iteration"]), float(state["kl_coef"]), int(state["unjudged"])
 
 
 def _table(samples: Sequence[Sample]) -> tuple[list[str], list[list]]:

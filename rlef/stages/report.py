@@ -564,7 +564,7 @@ def _metrics(file: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """stage -> metric -> [(step, value)]"""
     found: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:  # the last line of a run that was killed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Sequence
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, TrainerCallback
 
+from reward_models import resuming
 from reward_models.data import SortedSteps
 from rlef.config import SftStage, TrainSettings
 from rlef.engines import dist
@@ -28,9 +31,11 @@ from rlef.models import (
 )
 from rlef.prompts import answer_text
 from rlef.records import Problem, Solution, read_jsonl
+from rlef.run_dir import CHECKPOINTS
 from rlef.stages.context import StageContext
 
 STAGE_VERSION = 2
+BEST_LOOK, BEST_WEIGHTS = "best.json", "best.safetensors"  # in a checkpoint
 HELD_BACK = 0.1  # share of the data whose loss decides when to stop
 
 
@@ -126,6 +131,20 @@ class _BestWeights(TrainerCallback):
         self.loss: float | None = None  # of the weights that will be saved
         self.weights: dict[str, torch.Tensor] | None = None
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = resuming.folder_of(args, state)
+        if state.global_step and (folder / BEST_LOOK).is_file():
+            self.loss, self.waited = json.loads((folder / BEST_LOOK).read_text())
+            if self.patience is not None:
+                self.weights = load_file(folder / BEST_WEIGHTS) if state.is_world_process_zero else {}
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.loss is not None:
+            folder = resuming.folder_of(args, state)
+            (folder / BEST_LOOK).write_text(json.dumps([self.loss, self.waited]))
+            if self.weights is not None:
+                save_file(self.weights, folder / BEST_WEIGHTS)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == state.max_steps:
             control.should_evaluate = True
@@ -167,7 +186,7 @@ def fine_tune(
     eval_every = min(eval_every, max_steps)
     best = _BestWeights(patience)
     arguments = SFTConfig(
-        output_dir=str(ctx.folder / "trainer"),
+        output_dir=str(ctx.folder / CHECKPOINTS),
         max_steps=max_steps,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
@@ -206,7 +225,8 @@ def fine_tune(
         callbacks=[*([best] if held_back else []), ctx.tracker.trainer_callback(prefix)],
     )
     trainer.remove_callback(PrinterCallback)
-    result = trainer.train()
+    parts = {"processes": str(world)} if arguments.deepspeed else {}
+    result = resuming.train(trainer, save_every=settings.save_every, keep=ctx.config.run.keep_checkpoints, of=parts)
     trained: Any = trainer.accelerator.unwrap_model(trainer.model)
     weights = full_state(trained) if best.loss is None or best.patience is None else best.weights
     if dist.is_main():

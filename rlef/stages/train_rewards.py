@@ -66,6 +66,7 @@ def _options(ctx: StageContext, settings: RewardModelSettings) -> TrainOptions:
         bf16=settings.bf16,
         gradient_checkpointing=settings.gradient_checkpointing,
         save_every=settings.save_every,
+        keep_checkpoints=ctx.config.run.keep_checkpoints,
     )
 
 

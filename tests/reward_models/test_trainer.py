@@ -165,7 +165,7 @@ def test_a_training_cut_off_goes_on_from_its_checkpoint_to_the_same_weights(poli
         with pytest.raises(KeyboardInterrupt):
             train_process(steps_file, policy_folder, cut, settings, options(**how, callbacks=(Killed(step),)))
     assert {folder.name for folder in (cut / "checkpoint").glob("checkpoint-*")} == {"checkpoint-6", "checkpoint-8"}
-    (cut / "checkpoint" / "checkpoint-8" / "trainer_state.json").unlink()  # written last: this one was not finished
+    (cut / "checkpoint" / "checkpoint-8" / "trainer_state.json").unlink()  # damaged
     again = train_process(steps_file, policy_folder, cut, settings, options(**how, gradient_checkpointing=True))
     assert again["early_stopping"] == whole["early_stopping"] and not (cut / "checkpoint").exists()
     left, right = weights(tmp_path / "whole"), weights(cut)

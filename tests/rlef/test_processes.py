@@ -21,8 +21,9 @@ for kind in ("problems", "sft", "report"):
 sys.exit(cli.main(sys.argv[1:]))
 """
 STAGES = """
-import os, time
+import contextlib, os, time
 from pathlib import Path
+from reward_models import stopping
 from rlef.errors import UserError
 STAGE_VERSION = 1
 
@@ -37,13 +38,16 @@ def run_sft(ctx):
     if rank != "0":
         (ctx.folder / f"pid{rank}").write_text(str(os.getpid()))
     done = len(file.read_text().splitlines()) if file.is_file() else 0
-    for step in range(done, 6):
-        while Path("wait").exists() and step == 3:
-            time.sleep(0.02)
-        if rank == "0":
-            with file.open("a") as handle:
-                handle.write(f"{step}\\n")
-            ctx.tracker.log({"sft/loss": 1.0}, step)
+    with stopping.deferred() if Path("saves").exists() else contextlib.nullcontext():
+        for step in range(done, 6):
+            while Path("wait").exists() and step == 3 and not stopping.asked():
+                time.sleep(0.02)
+            if rank == "0":
+                with file.open("a") as handle:
+                    handle.write(f"{step}\\n")
+                ctx.tracker.log({"sft/loss": 1.0}, step)
+            if stopping.asked():
+                raise stopping.Stopped
     return {"first": done, "ranks": int(os.environ.get("WORLD_SIZE", "1"))}
 
 def run_report(ctx):
@@ -78,7 +82,7 @@ def start(tmp_path):
         process.kill()
 
 
-def wait_until(condition, seconds=60.0):
+def wait_until(condition, seconds=240.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -124,6 +128,23 @@ def test_sigterm_ends_with_75_and_says_how_to_go_on(start, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75 and "goes on" in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("words", [(), pytest.param(("launch.processes=2",), marks=pytest.mark.slow)], ids=["one", "two"])
+def test_what_can_save_comes_to_its_next_step_before_it_ends_with_75(start, tmp_path, words):
+    for name in ("wait", "saves"):
+        (tmp_path / name).touch()
+    process = start(*words)
+    waiting(tmp_path)
+    if words:
+        wait_until((tmp_path / "out" / "sft" / "pid1").exists)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 75 and steps(tmp_path) == [0, 1, 2, 3]
+    assert errors.strip().splitlines()[-1].startswith("stopped by SIGTERM") and "Traceback" not in errors
+    again = start(*words)
+    _, errors = again.communicate(timeout=300)
+    assert again.returncode == 0 and steps(tmp_path) == [0, 1, 2, 3, 4, 5], errors
 
 
 def test_two_commands_in_one_run_directory_do_not_mix(start, tmp_path):

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from rlef.config import TrackingSection
-from rlef.tracking import Tracker
+from rlef.tracking import Tracker, mend
 
 
 def rows(file):
@@ -22,16 +22,46 @@ def test_rows_are_json_and_what_is_not_finite_is_null(tmp_path):
     assert row["stage"] == "ppo" and row["step"] == 3 and row["a"] == 1.0 and row["b"] is None
 
 
-def test_truncation_drops_later_rows_of_this_stage_and_a_half_line(tmp_path):
-    file = tmp_path / "m.jsonl"
+@pytest.mark.parametrize("tail", [b'{"stage": "pp', b"\xff\x00{}\n", b"7\n", b'{"stage": "ppo", "step": 2, "a": 9}\n'], ids=str)
+def test_a_stage_goes_on_from_the_rows_of_its_checkpoint_whatever_became_of_later_ones(tmp_path, tail):
+    file, checkpoint = tmp_path / "m.jsonl", tmp_path / "checkpoint"
+    checkpoint.mkdir()
     mine, other = Tracker("ppo", file, quiet=True), Tracker("sft", file, quiet=True)
     for step in (1, 2, 3):
         mine.log({"a": step}, step)
         other.log({"a": step}, step)
-    with file.open("a") as handle:
-        handle.write('{"stage": "pp')
-    mine.truncate(1)
-    assert [(row["stage"], row["step"]) for row in rows(file)] == [("ppo", 1), ("sft", 1), ("sft", 2), ("sft", 3)]
+        if step == 2:
+            mine.keep(checkpoint)
+    with file.open("ab") as handle:
+        handle.write(tail)
+    mine.restore(checkpoint)
+    assert [(row["stage"], row["step"]) for row in rows(file)] == [("sft", 1), ("sft", 2), ("sft", 3), ("ppo", 1), ("ppo", 2)]
+    assert [row["a"] for row in rows(file)][-2:] == [1.0, 2.0]
+    mine.restore(None)
+    assert {row["stage"] for row in rows(file)} == {"sft"}
+
+
+@pytest.mark.parametrize("damage", ["cut off", "another number", "another stage", "not UTF-8"])
+def test_rows_of_a_finished_stage_are_put_back(tmp_path, damage):
+    file = tmp_path / "m.jsonl"
+    for stage in ("sft", "ppo"):
+        (tmp_path / stage).mkdir()
+        tracker = Tracker(stage, file, quiet=True)
+        for step in (1, 2):
+            tracker.log({"a": step}, step)
+        tracker.keep(tmp_path / stage)
+    whole = file.read_bytes()
+    start, end = whole[:-20], whole[-20:]
+    made = {
+        "cut off": whole[:-9],
+        "another number": start + end.replace(b"2.0", b"3.0"),
+        "another stage": whole.replace(b'"ppo", "step": 2', b'"pqo", "step": 2'),
+        "not UTF-8": whole[:-9] + b"\xff" + whole[-8:],
+    }
+    assert made[damage] != whole
+    file.write_bytes(made[damage])
+    mend(file, {stage: tmp_path / stage for stage in ("sft", "ppo")})
+    assert file.read_bytes() == whole
 
 
 def test_progress_without_a_terminal(capsys):

@@ -81,20 +81,22 @@ def test_ppo_practises_on_what_fresh_rounds_make_and_resumes_bitwise(sources, tm
     assert not list((straight / "fresh").rglob("job.json")) and not list((straight / "fresh").rglob("pool"))
 
     # Killed after a round, before its iterations: the round is not made again, and the weights end bitwise equal.
-    monkeypatch.setattr(ppo, "CHECKPOINT_EVERY", 3)
-    real = ppo._checkpoint
+    real, written = ppo.Checkpoints.write, []
 
-    def killed(*arguments):
-        real(*arguments)
-        raise KeyboardInterrupt
+    def killed(self, iteration, *arguments):
+        real(self, iteration, *arguments)
+        written.append(iteration)
+        if iteration == 3:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(ppo, "_checkpoint", killed)
+    monkeypatch.setattr(ppo.Checkpoints, "write", killed)
     with pytest.raises(KeyboardInterrupt):
-        ppo.run(context(tmp_path / "killed", sources))
+        ppo.run(context(tmp_path / "killed", sources, save_every=3))
+    assert written == [EVERY, 3]  # one before the teacher is asked, for however long
     manifest = tmp_path / "killed" / "fresh" / "round_001" / "manifest.json"
     made_at = manifest.stat().st_mtime_ns
-    monkeypatch.setattr(ppo, "_checkpoint", real)
-    ppo.run(context(tmp_path / "killed", sources))
+    monkeypatch.setattr(ppo.Checkpoints, "write", real)
+    ppo.run(context(tmp_path / "killed", sources, save_every=3))
     assert manifest.stat().st_mtime_ns == made_at
     one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("straight", "killed"))
     assert all((one[name] == other[name]).all() for name in one)

@@ -1,0 +1,98 @@
+"""Trains by a transformers Trainer that may be killed at any moment: on exactly from its last whole checkpoint; SIGTERM saves one."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, reduce
+from transformers import Trainer, TrainerCallback
+
+from reward_models import checkpoints, stopping
+
+# What Trainers count between two lines of their log, and over all steps: private, and in none of their own checkpoints.
+COUNTED = ("_total_loss_scalar", "_globalstep_last_logged", "_total_train_tokens")
+
+
+def train(trainer: Trainer, *, save_every: int | None, keep: int, of: Mapping[str, str], unit: int = 1) -> Any:
+    """`trainer.train()`, on from the newest whole checkpoint in its output folder. All ranks must call it.
+
+    `save_every`: optimiser steps between checkpoints; None: none but at SIGTERM. `keep`: how many stay. `of`: what is trained from what,
+    so that another training's are refused (UserError). `unit`: steps that only count together, as those of GRPO on the same answers: it
+    is saved between them alone. Callbacks added before may write into the checkpoint when it is saved.
+    """
+    root = Path(str(trainer.args.output_dir))
+    start = [checkpoints.newest(root, of) if trainer.is_world_process_zero() else None]
+    broadcast_object_list(start)
+    trainer.add_callback(_Checkpoints(trainer, save_every, keep, of, unit))
+    with stopping.deferred():
+        return trainer.train(resume_from_checkpoint=str(start[0]) if start[0] is not None else None)
+
+
+def folder_of(args: Any, state: Any) -> Path:
+    """Where a Trainer writes the checkpoint of its present step, or has read it from."""
+    return checkpoints.place(Path(args.output_dir), state.global_step)
+
+
+class _Checkpoints(TrainerCallback):
+    """The last callback: seals what the Trainer and the callbacks before it have written."""
+
+    def __init__(self, trainer: Trainer, save_every: int | None, keep: int, of: Mapping[str, str], unit: int) -> None:
+        self.trainer, self.save_every, self.keep, self.of, self.unit, self.stop = trainer, save_every, keep, of, unit, False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        file = self._counted(folder_of(args, state))
+        if not state.global_step or not file.is_file():
+            return
+        counted, trainer = json.loads(file.read_text(encoding="utf-8")), vars(self.trainer)
+        trainer["_tr_loss"] += counted.pop("loss")
+        trainer["_initial_global_step"] = 0  # the mean loss is over all steps
+        if "_metrics" in trainer:
+            trainer["_metrics"]["train"] = defaultdict(list, counted.pop("metrics"))
+        trainer |= counted
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.unit:
+            return
+        self.stop = _any_rank(stopping.asked())
+        if self.stop or (self.save_every and state.global_step % self.save_every == 0):
+            control.should_save = True
+        self._not_at_the_end(control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._not_at_the_end(control)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder, trainer = folder_of(args, state), vars(self.trainer)
+        counted = {name: trainer[name] for name in COUNTED if name in trainer} | {"loss": trainer["_tr_loss"].item()}
+        if "_metrics" in trainer:
+            counted["metrics"] = trainer["_metrics"]["train"]
+        self._counted(folder).write_text(json.dumps(counted), encoding="utf-8")
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            checkpoints.seal(folder, self.of)
+            checkpoints.prune(folder, keep=self.keep)
+        PartialState().wait_for_everyone()
+        if self.stop:
+            raise stopping.Stopped
+
+    def _counted(self, folder: Path) -> Path:
+        return folder / f"counted_{PartialState().process_index}.json"
+
+    @staticmethod
+    def _not_at_the_end(control: Any) -> None:
+        """A Trainer that goes on from its last step trains one more."""
+        if control.should_training_stop:
+            control.should_save = False
+
+
+def _any_rank(flag: bool) -> bool:
+    state = PartialState()
+    if state.num_processes == 1:
+        return flag
+    return bool(reduce(torch.tensor(float(flag), device=state.device), "sum"))
