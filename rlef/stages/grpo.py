@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer_callback import ExportableState
 
+from reward_models import resuming
+from reward_models.resuming import folder_of
 from rlef.config import GrpoStage
 from rlef.engines import dist
 from rlef.engines.deepspeed_engine import full_state
@@ -23,11 +22,12 @@ from rlef.rl.monitor import Alarms, sample_metrics
 from rlef.rl.sampling import Sample, as_rollout, load_reward, read_prompts, sample_answers, score_answers, take_prompts
 from rlef.rollout.base import SamplingParams
 from rlef.rollout.hf import HFGenerator
+from rlef.run_dir import CHECKPOINTS
 from rlef.stages.context import StageContext
 
 STAGE_VERSION = 1
 CHECKPOINT_EVERY = 10  # iterations
-STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint that has it is whole
+ALARMS = "alarms.json"  # in a checkpoint
 KEPT_ROLLOUTS = 64  # of the last iteration, for the report
 
 
@@ -77,22 +77,23 @@ def _flat(nested: Any) -> list[Any]:
     return list(chain.from_iterable(nested))
 
 
-class KeptAlarms(TrainerCallback, ExportableState):
-    """Has the Trainer write the alarms into its checkpoints. After the last step there is none: the model itself follows."""
+class KeptAlarms(TrainerCallback):
+    """Alarms that a stage which goes on from a checkpoint has raised before."""
 
     def __init__(self, alarms: Alarms) -> None:
         self.alarms = alarms
 
-    def state(self) -> dict:
-        return self.alarms.state()
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step:
+            self.alarms.load(json.loads((folder_of(args, state) / ALARMS).read_text(encoding="utf-8")))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == state.max_steps:
-            control.should_save = False
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            (folder_of(args, state) / ALARMS).write_text(json.dumps(self.alarms.state()), encoding="utf-8")
 
 
 def run(ctx: StageContext) -> dict:
-    """Train the policy of `init` on `prompts` against `irm` x `prm`. Writes model/, rollouts.jsonl and, while it runs, checkpoint/."""
+    """Train the policy of `init` on `prompts` against `irm` x `prm`. Writes model/ and rollouts.jsonl, and checkpoints while it runs."""
     # TRL takes 8 s to import: not before it is needed.
     from transformers import PrinterCallback
 
@@ -104,7 +105,9 @@ def run(ctx: StageContext) -> dict:
     practice = Practice(ctx, settings, tokenizer, policy)
     trainer = group_trainer(ctx, settings, practice, policy, tokenizer)
     trainer.remove_callback(PrinterCallback)
-    result = trainer.train(resume_from_checkpoint=_resume(ctx, settings, practice.alarms))
+    unit = settings.epochs * settings.minibatches  # TRL samples anew after them, which it does after a resume anyway
+    of = {"processes": str(dist.world())} if ctx.config.launch.deepspeed else {}
+    result = resuming.train(trainer, save_every=CHECKPOINT_EVERY * unit, keep=ctx.config.run.keep_checkpoints, of=of, unit=unit)
     trained: Any = trainer.accelerator.unwrap_model(trainer.model)
     weights = full_state(trained)
     if dist.is_main():
@@ -112,7 +115,6 @@ def run(ctx: StageContext) -> dict:
         write_jsonl(ctx.folder / "rollouts.jsonl", rollouts)
         trained.save_pretrained(ctx.folder / "model", state_dict=weights)
         tokenizer.save_pretrained(ctx.folder / "model")
-        shutil.rmtree(ctx.folder / "checkpoint", ignore_errors=True)
     dist.barrier()
     return {
         "iterations": settings.iterations,
@@ -120,17 +122,6 @@ def run(ctx: StageContext) -> dict:
         "steps": result.global_step,
         "alarms": practice.alarms.since,
     }
-
-
-def _resume(ctx: StageContext, settings: GrpoStage, alarms: Alarms) -> str | None:
-    """The newest whole checkpoint, with whose alarms and rows of the log the stage goes on. Samples are keyed by iteration."""
-    whole = {int(file.parent.name.split("-")[1]): file for file in Path(ctx.folder, "checkpoint").glob(f"checkpoint-*/{STATE}")}
-    steps = max(whole, default=0)
-    ctx.tracker.truncate(steps // (settings.epochs * settings.minibatches))
-    if not steps:
-        return None
-    alarms.load(json.loads(whole[steps].read_text(encoding="utf-8"))["stateful_callbacks"][KeptAlarms.__name__])
-    return str(whole[steps].parent)
 
 
 def group_trainer(ctx: StageContext, settings: GrpoStage, practice: Practice, policy: PreTrainedModel, tokenizer: Any) -> Any:
@@ -165,7 +156,7 @@ def group_trainer(ctx: StageContext, settings: GrpoStage, practice: Practice, po
     world, (step, micro) = dist.world(), settings.step_rows(dist.world())
     an_iteration = settings.epochs * settings.minibatches
     arguments = GRPOConfig(
-        output_dir=str(ctx.folder / "checkpoint"),
+        output_dir=str(ctx.folder / CHECKPOINTS),
         max_steps=settings.iterations * an_iteration,
         num_generations=settings.samples_per_prompt,
         generation_batch_size=step * settings.minibatches * world,
@@ -185,9 +176,7 @@ def group_trainer(ctx: StageContext, settings: GrpoStage, practice: Practice, po
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         logging_steps=an_iteration,
-        save_strategy="steps",
-        save_steps=CHECKPOINT_EVERY * an_iteration,  # where TRL samples anew, which it does after a resume anyway
-        save_total_limit=2,  # a kill may come while the newest is written
+        save_strategy="no",
         report_to=[],
         seed=ctx.seed,
         bf16=False,
