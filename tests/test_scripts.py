@@ -182,11 +182,10 @@ def test_the_evidence_in_small_goes_on_where_it_stopped(tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.splitlines()[-1])
 
-    first = run("--only", "sft", "ppo", "ppo_orm")
-    assert set(first["policies"]) == {"sft", "ppo", "ppo_orm"} and first["policies"]["ppo"]["seeds"] == [0, 1]
+    first = run("--only", "sft", "ppo")
+    assert set(first["policies"]) == {"sft", "ppo"} and first["policies"]["ppo"]["seeds"] == [0, 1]
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("manifest.json")}
-    more = ["sft_seeds", "ppo_b"]  # not rft: no answer of so small a policy is good enough
-    assert set(run("--only", *more)["policies"]) == {"sft", "ppo", "ppo_orm", *more}
+    assert set(run("--only", "ppo_b")["policies"]) == {"sft", "ppo", "ppo_b"}
     assert before == {file: file.stat().st_mtime_ns for file in before}
     assert (
         first["curves"].keys() == {"PRM", "ORM"}
