@@ -26,6 +26,8 @@ def train(trainer: Trainer, *, save_every: int | None, keep: int, of: Mapping[st
     so that another training's are refused (UserError). `unit`: steps that only count together, as those of GRPO on the same answers: it
     is saved between them alone. Callbacks added before may write into the checkpoint when it is saved.
     """
+    if trainer.args.deepspeed:
+        of = {**of, "processes": str(PartialState().num_processes)}  # its checkpoints are in as many parts
     root = Path(str(trainer.args.output_dir))
     start = [checkpoints.newest(root, of) if trainer.is_world_process_zero() else None]
     broadcast_object_list(start)

@@ -125,7 +125,7 @@ def fit(
             options.patience,
         )
         trainer.add_callback(looks)
-    of = _identity(identity, options, world)
+    of = _identity(identity, options)
     resuming.train(trainer, save_every=options.save_every, keep=options.keep_checkpoints, of=of)
     if looks is None:
         trainer.save_model(str(weights))
@@ -178,11 +178,9 @@ def _look(trainer: Trainer, look: Callable[[PreTrainedModel], float]) -> float:
     return value
 
 
-def _identity(identity: dict[str, Any], options: TrainOptions, world: int) -> dict[str, str]:
+def _identity(identity: dict[str, Any], options: TrainOptions) -> dict[str, str]:
     """What a checkpoint must be of to be gone on from."""
     how = {name: value for name, value in vars(options).items() if name not in FREE}
-    if options.deepspeed:
-        how["processes"] = world  # its checkpoints are in as many parts
     return {name: json.dumps(value, sort_keys=True, default=_plain) for name, value in (identity | how).items()}
 
 

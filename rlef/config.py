@@ -489,6 +489,11 @@ class RolloutSection(Section):
         "float32; 0.1 in bfloat16, whose own rounding comes to 0.06 in a real model",
     )
 
+    @property
+    def by_policy(self) -> bool:
+        """Whether the trained model itself samples."""
+        return self.server is None and self.vllm is None and not self.colocated
+
     @model_validator(mode="after")
     def _one_of_them(self) -> RolloutSection:
         if (self.server is not None) + (self.vllm is not None) + self.colocated > 1:
@@ -674,6 +679,11 @@ class GrpoStage(RewardSettings):
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = Field(default=False, description="less memory, more time; not part of the fingerprint")
+
+    @property
+    def steps_an_iteration(self) -> int:
+        """Optimiser steps on the same answers."""
+        return self.epochs * self.minibatches
 
     def step_rows(self, processes: int) -> tuple[int, int]:
         """Rows that one process trains on in an optimiser step, and in a forward."""

@@ -312,7 +312,7 @@ class Planner:
         moments, sampled = [], None
         if lends:
             moments.append(Moment("sample", add(resting, engine)))
-        elif stage.rollout.server is None and stage.rollout.vllm is None and not stage.rollout.colocated:
+        elif stage.rollout.by_policy:
             rows = min(stage.rollout_batch_size, answers)
             sampled = decoder, float(rows), float(answers * stage.max_tokens)
             sampling = self._sampling(decoder, rows, stage.max_tokens, stage.samples_per_prompt)

@@ -253,9 +253,8 @@ def _start_wandb(stage: str, kind: str, root: Path, settings: TrackingSection, p
 
     if mode == "offline" and run_id is not None:
         for cut_off in (root / "wandb").glob(f"offline-run-*-{run_id}"):
-            shutil.rmtree(
-                cut_off, ignore_errors=True
-            )  # a second folder of one run would be uploaded beside it; what it held is logged again
+            # A second folder of one run would be uploaded beside it; what it held is logged again.
+            shutil.rmtree(cut_off, ignore_errors=True)
     try:
         run = wandb.init(
             project=settings.project,

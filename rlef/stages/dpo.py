@@ -188,7 +188,7 @@ def _train(
     )
     trainer.remove_callback(PrinterCallback)
     tokens = [(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) for pair in pairs]
-    of = {"pairs": digest(tokens)} | ({"processes": str(world)} if arguments.deepspeed else {})
+    of = {"pairs": digest(tokens)}
     with torch.random.fork_rng():
         result = resuming.train(trainer, save_every=settings.save_every, keep=ctx.config.run.keep_checkpoints, of=of)
     if arguments.deepspeed:

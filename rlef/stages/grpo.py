@@ -105,9 +105,8 @@ def run(ctx: StageContext) -> dict:
     practice = Practice(ctx, settings, tokenizer, policy)
     trainer = group_trainer(ctx, settings, practice, policy, tokenizer)
     trainer.remove_callback(PrinterCallback)
-    unit = settings.epochs * settings.minibatches  # TRL samples anew after them, which it does after a resume anyway
-    of = {"processes": str(dist.world())} if ctx.config.launch.deepspeed else {}
-    result = resuming.train(trainer, save_every=CHECKPOINT_EVERY * unit, keep=ctx.config.run.keep_checkpoints, of=of, unit=unit)
+    unit = settings.steps_an_iteration  # TRL samples anew after them, which it does after a resume anyway
+    result = resuming.train(trainer, save_every=CHECKPOINT_EVERY * unit, keep=ctx.config.run.keep_checkpoints, of={}, unit=unit)
     trained: Any = trainer.accelerator.unwrap_model(trainer.model)
     weights = full_state(trained)
     if dist.is_main():
@@ -154,10 +153,9 @@ def group_trainer(ctx: StageContext, settings: GrpoStage, practice: Practice, po
         return [sample.score.total for sample in practice.samples]
 
     world, (step, micro) = dist.world(), settings.step_rows(dist.world())
-    an_iteration = settings.epochs * settings.minibatches
     arguments = GRPOConfig(
         output_dir=str(ctx.folder / CHECKPOINTS),
-        max_steps=settings.iterations * an_iteration,
+        max_steps=settings.iterations * settings.steps_an_iteration,
         num_generations=settings.samples_per_prompt,
         generation_batch_size=step * settings.minibatches * world,
         per_device_train_batch_size=micro,
@@ -175,7 +173,7 @@ def group_trainer(ctx: StageContext, settings: GrpoStage, practice: Practice, po
         warmup_steps=settings.lr_warmup,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        logging_steps=an_iteration,
+        logging_steps=settings.steps_an_iteration,
         save_strategy="no",
         report_to=[],
         seed=ctx.seed,
@@ -192,7 +190,7 @@ def group_trainer(ctx: StageContext, settings: GrpoStage, practice: Practice, po
         args=arguments,
         train_dataset=Dataset.from_list([{"prompt": place} for place in range(len(practice.prompts))]),
         processing_class=tokenizer,
-        callbacks=[ctx.tracker.trainer_callback("grpo", every=an_iteration), KeptAlarms(practice.alarms)],
+        callbacks=[ctx.tracker.trainer_callback("grpo", every=settings.steps_an_iteration), KeptAlarms(practice.alarms)],
     )
     reference: Any = trainer.ref_model
     for model in (policy, reference) if reference is not None else (policy,):

@@ -31,7 +31,6 @@ from rlef.rl.trace import Trace
 from rlef.rl.update import fill, update
 from rlef.rl.utilisation import Multiplied, matmul_rate
 from rlef.rollout.base import SamplingParams
-from rlef.rollout.hf import HFGenerator
 from rlef.run_dir import CHECKPOINTS, outside_digest, write_json
 from rlef.stages.context import StageContext
 from rlef.stages.fresh import FreshRounds
@@ -80,7 +79,7 @@ def run(ctx: StageContext) -> dict:
     actors = build_actors(settings, ctx.config, policy_model, base, start, critic_start, device)
     generator = make_generator(ctx, actors.sampler, tokenizer, start)
     sampling = SamplingParams(settings.max_tokens, settings.temperature, stops)
-    exact = isinstance(generator, HFGenerator) and policy_model.dtype == torch.float32 and not settings.bf16
+    exact = settings.rollout.by_policy and policy_model.dtype == torch.float32 and not settings.bf16
 
     average = Average(actors.policy.engine.module, settings.average) if settings.average is not None else None
 

@@ -29,7 +29,7 @@ def make_generator(ctx: StageContext, model: PreTrainedModel, tokenizer: Tokeniz
     """The sampler of `model`, which is trained from `start`. All ranks call it."""
     settings: PpoStage = ctx.settings
     rollout, main, dtype = settings.rollout, dist.is_main(), ctx.config.model.dtype
-    if rollout.server is None and rollout.vllm is None and not rollout.colocated:
+    if rollout.by_policy:
         return HFGenerator(model, int(tokenizer.pad_token_id), settings.rollout_batch_size)
     device = pick_device(ctx.config.launch.device)
     probe, tolerance = prompt_ids(tokenizer, PROBE, ctx.config.model), rollout.tolerance or TOLERANCE[dtype]

@@ -225,8 +225,7 @@ def fine_tune(
         callbacks=[*([best] if held_back else []), ctx.tracker.trainer_callback(prefix)],
     )
     trainer.remove_callback(PrinterCallback)
-    parts = {"processes": str(world)} if arguments.deepspeed else {}
-    result = resuming.train(trainer, save_every=settings.save_every, keep=ctx.config.run.keep_checkpoints, of=parts)
+    result = resuming.train(trainer, save_every=settings.save_every, keep=ctx.config.run.keep_checkpoints, of={})
     trained: Any = trainer.accelerator.unwrap_model(trainer.model)
     weights = full_state(trained) if best.loss is None or best.patience is None else best.weights
     if dist.is_main():
