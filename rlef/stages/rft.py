@@ -13,7 +13,7 @@ from rlef.stages.context import StageContext
 from rlef.stages.sampled import ScoredSampler
 from rlef.stages.sft import Example, fine_tune
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 def run(ctx: StageContext) -> dict:

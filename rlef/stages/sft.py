@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, TrainerCallback
 
 from reward_models import resuming
@@ -34,8 +35,9 @@ from rlef.records import Problem, Solution, read_jsonl
 from rlef.run_dir import CHECKPOINTS
 from rlef.stages.context import StageContext
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 BEST_LOOK, BEST_WEIGHTS = "best.json", "best.safetensors"  # in a checkpoint
+IGNORED = -100  # the label of a token that is not trained on
 HELD_BACK = 0.1  # share of the data whose loss decides when to stop
 
 
@@ -211,7 +213,22 @@ def fine_tune(
     )
 
     class SortedTrainer(SFTTrainer):
-        """TRL's trainer on micro-batches of like lengths; its loss is normalised over the whole optimiser step."""
+        """TRL's trainer on micro-batches of like lengths; its loss is normalised over the whole optimiser step.
+
+        TRL tiles the LM head, which saves memory on a GPU; its form for CPUs has it over the prompts too, and twice.
+        """
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+            if self.args.device.type != "cpu" or return_outputs:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            labels = inputs["labels"]
+            loss, right = answer_loss(model, inputs["input_ids"], inputs["attention_mask"], labels)
+            count = (labels != IGNORED).sum()
+            looks = self._metrics["train" if self.model.training else "eval"]
+            looks["mean_token_accuracy"].append(float(right / count.clamp(min=1)))
+            if num_items_in_batch is None:
+                return loss / count.clamp(min=1)
+            return loss / num_items_in_batch * self.accelerator.num_processes  # the count is of all ranks, and ranks are averaged
 
         def _get_train_sampler(self, train_dataset: Any = None) -> SortedSteps:
             return SortedSteps([len(example.prompt) + len(example.answer) for example in train], settings.batch_size, ctx.seed)
@@ -241,5 +258,14 @@ def fine_tune(
     }
 
 
+def answer_loss(model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of -log p over the answers' tokens, and how many of them are the likeliest. All (B, T); labels IGNORED outside answers."""
+    first = int((labels != IGNORED).any(0).nonzero()[0, 0])  # no earlier logits are made
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - first + 1).logits[:, :-1]
+    logits, labels = logits.flatten(0, 1), labels[:, first:].flatten()
+    right = (logits.detach().argmax(-1) == labels).sum()
+    return cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum"), right
+
+
 def _row(example: Example) -> dict[str, list[int]]:
-    return {"input_ids": [*example.prompt, *example.answer], "labels": [-100] * len(example.prompt) + list(example.answer)}
+    return {"input_ids": [*example.prompt, *example.answer], "labels": [IGNORED] * len(example.prompt) + list(example.answer)}

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlef.config import Config
 from rlef.errors import UserError
@@ -115,6 +116,30 @@ def test_examples_are_prompt_and_answer_and_long_ones_are_counted(tmp_path, inpu
 
 
 # ------------------------------------------------------------------------------------------------ training
+
+
+def test_the_loss_with_logits_from_the_first_answer_on_is_that_of_all_logits_and_so_is_its_gradient():
+    torch.manual_seed(0)
+    shape = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    model = LlamaForCausalLM(shape).double()
+    ids = torch.randint(50, (3, 9))
+    mask = torch.tensor([[1] * 9, [1] * 6 + [0] * 3, [1] * 8 + [0]])
+    labels = ids.clone()
+    for row, (prompt, end) in enumerate([(5, 9), (3, 6), (4, 8)]):
+        labels[row, :prompt] = labels[row, end:] = sft.IGNORED
+    loss, right = sft.answer_loss(model, ids, mask, labels)
+    loss.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+    said = [(logits[row, place - 1], ids[row, place]) for row in range(3) for place in range(9) if labels[row, place] != sft.IGNORED]
+    expected = -sum(scores.log_softmax(-1)[token] for scores, token in said)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)  # in fp32
+    assert right == sum(scores.argmax() == token for scores, token in said)
+    for mine, parameter in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.slow
