@@ -91,10 +91,9 @@ def _machine_arguments(command: argparse.ArgumentParser, *, needed: bool) -> Non
 
 
 def _above_zero(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number above 0")
+    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:

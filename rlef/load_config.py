@@ -119,6 +119,8 @@ def _explain(error: Any) -> list[str]:
         owner, depth = Config, 0
     key = ".".join(parts)
     if error["type"] == "extra_forbidden":
+        if key in kinds:
+            return [f"{key}: unknown key; a stage stands under `stages:`"]
         for part in parts[depth:-1]:
             field = owner.model_fields.get(part) if owner else None
             owner = next((t for t in _types(field.annotation) if issubclass(t, BaseModel)), None) if field else None
@@ -127,7 +129,10 @@ def _explain(error: Any) -> list[str]:
     if error["type"] == "union_tag_invalid":
         given = str(error["ctx"].get("tag", ""))
         near = difflib.get_close_matches(given, kinds, n=1)
-        return [f"{key}: unknown stage kind {given!r}; {f'did you mean `{near[0]}`?' if near else 'known: ' + ', '.join(sorted(kinds))}"]
+        meant = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(kinds))}"
+        return [f"{key}: unknown stage kind {given!r}; {meant} (a stage with a name of its own says `kind: {near[0] if near else 'ppo'}`)"]
+    if error["type"] == "model_type":
+        return [f"{key}: must be a mapping of keys, not {error['input']!r}"]
     message = str(error["msg"]).removeprefix("Value error, ")
     if not key:
         return message.splitlines()
@@ -151,8 +156,11 @@ def _override(data: dict[str, Any], text: str) -> None:
     elif parts[0] not in Config.model_fields:
         known = [*Config.model_fields, *names]
         near = difflib.get_close_matches(parts[0], known, n=1, cutoff=0.5)
+        stem, _, number = parts[0].rpartition("_")
+        of_round = stem in names and number.isdecimal()
+        meant = f"`{parts[0]}` comes with run.rounds={number}" if of_round else f"did you mean `{near[0]}`?" if near else ""
         raise UserError(
-            f"{text!r}: {parts[0]!r} is neither a section nor a stage" + (f"; did you mean `{near[0]}`?" if near else ""),
+            f"{text!r}: {parts[0]!r} is neither a section nor a stage" + (f"; {meant}" if meant else ""),
             fix=f"known: {', '.join(known)}",
         )
     target = data
@@ -186,6 +194,8 @@ def _check_files(config: Config, path: Path) -> None:
         if gguf is not None and folder.is_dir() and not (folder / gguf).is_file():
             held = ", ".join(sorted(one.name for one in folder.glob("*.gguf"))) or "none"
             wrong.append(f"{key}: {folder} holds no file {gguf}; its GGUF files: {held}")
+        elif gguf is None and folder.is_dir() and not (folder / "config.json").is_file():
+            wrong.append(f"{key}: {folder} holds no config.json, so it is no model")
         elif not folder.is_dir() and not HUB_ID.fullmatch(name):
             wrong.append(f"{key}: {name}: neither a folder nor a hub id (owner/name)")
 

@@ -128,6 +128,7 @@ REGISTRY: dict[str, Kind] = {
     "report": Kind("rlef.stages.report:run", {}),
 }
 POLICY_KINDS = ("sft", "ppo", "dpo", "grpo", "rft")
+MODELS = ("init", "policy", "policies", "irm", "prm")  # inputs that are models
 ASKED_AS = {("label", "templates"): "evolved", ("ppo", "method"): "evolve"}  # a method -> the input whose evolve stage's method it is
 
 
@@ -261,7 +262,14 @@ def _source(config: Config, key: str, given: str, earlier: Sequence[str], kinds:
             f"{key}: stage {given!r} is of kind {config.stages[given].kind}, which does not make this input",
             fix=f"stages that do: {', '.join(fitting) or 'none before it'}",
         )
+    if given not in config.stages and key.rpartition(".")[2] in MODELS and not _holds_model(Path(given)):
+        raise UserError(f"{key}: {given} holds no model", fix="give a folder with a config.json, or a stage's folder with its model/")
     return given
+
+
+def _holds_model(folder: Path) -> bool:
+    """As from_pretrained reads it, or a stage's folder."""
+    return any((folder / part / "config.json").is_file() for part in (".", "model"))
 
 
 def resolve_all(config: Config) -> dict[str, dict[str, str]]:

@@ -71,6 +71,13 @@ def test_what_it_does_not_know_ends_with_2(words):
     assert end.value.code == 2
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "eight", "39.5"])
+def test_a_number_of_gpus_is_a_whole_one_above_0(capsys, number):
+    with pytest.raises(SystemExit):
+        parse(["plan", "c.yaml", f"--gpus={number}", "--gpu-memory", "80"])
+    assert f"argument --gpus: {number}: give a whole number above 0" in capsys.readouterr().err
+
+
 def test_an_unknown_stage_is_named_with_the_nearest(write, capsys):
     assert main(["agian", write()]) == 2
     assert "did you mean `again`" in capsys.readouterr().err
@@ -134,6 +141,7 @@ def test_what_is_not_joined_up_comes_at_once(write, tmp_path, capsys):
 
 def test_answers_that_nobody_knows_cannot_be_used(write, tmp_path, capsys):
     (tmp_path / "prm").mkdir()
+    (tmp_path / "prm" / "config.json").write_text("{}")
     file = write(evolve={}, ppo={"use_answers": True, "irm": "none", "prm": "./prm"})
     assert main(["check", file]) == 0
     assert main(["check", file, "teacher.kind=hf", "teacher.model=a/b"]) == 2
