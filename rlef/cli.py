@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     _machine_arguments(check, needed=False)
     plan = commands.add_parser(
         "plan",
-        help="show what each stage needs of a GPU under each ZeRO stage, what fits, and the cheapest setting that does",
+        help="show what each stage needs of a GPU under each ZeRO stage, what fits, and the fastest setting that does",
         epilog="example: rlef plan configs/wizardmath_7b.yaml --gpus 16 --gpu-memory 80 --nodes 2",
     )
     _config_arguments(plan)

@@ -1,4 +1,4 @@
-"""Before a run: what each stage needs of a GPU under each ZeRO stage, what fits, the cheapest setting that does, its time. No torch.
+"""Before a run: what each stage needs of a GPU under each ZeRO stage, what fits, the fastest setting that does, its time. No torch.
 
 Times are estimates from operations and bandwidths (`Speed`), good for comparing settings and not for promises.
 """
@@ -79,7 +79,7 @@ class StagePlan:
 
     @property
     def best(self) -> Setting | None:
-        """The cheapest."""
+        """The fastest."""
         return _fastest(self.fitting)
 
 

@@ -50,8 +50,9 @@ def label_table(result: Mapping[str, Any], folder: Path) -> str:
 
 
 def plan_table(plans: Sequence[StagePlan], machines: Machines) -> None:
-    """Print a row for each stage and DeepSpeed file, in GB of one GPU at the stage's largest moment, then the cheapest settings."""
-    shown = Table(title=f"GB of each of {machines.gpus} GPUs of {machines.memory / GB:.0f} GB; seconds are estimates", title_justify="left")
+    """Print a row for each stage and DeepSpeed file, in GB of one GPU at the stage's largest moment, then the fastest settings."""
+    title = f"GB of each of {machines.gpus} GPUs of {machines.memory / GB:.0f} GB; seconds are estimates for H100s"
+    shown = Table(title=title, title_justify="left")
     heads = ("weights", "gradients", "optimiser", "buffers", "frozen", "activations", "if checkpointed", "logits", "KV", "vLLM", "most")
     for head in ("stage", "launch.deepspeed", "moment"):
         shown.add_column(head)
@@ -78,9 +79,9 @@ def plan_table(plans: Sequence[StagePlan], machines: Machines) -> None:
     if (words := together(plans)) is None:
         print("no one DeepSpeed file fits all stages; it may differ from stage to stage: rlef STAGE CONFIG launch.deepspeed=FILE")
     elif words:
-        print(f"all together, cheapest: {words}")
+        print(f"all together, fastest: {words}")
     else:
-        print("all fits as it is set, and nothing that fits is cheaper")
+        print("all fits as it is set, and nothing that fits is faster")
 
 
 def checkpointed_activations(setting: Setting) -> float:

@@ -156,7 +156,7 @@ def test_time_falls_with_gpus_and_rises_with_what_is_computed_twice():
 def test_plan_shows_a_table_and_json(capsys):
     assert main(["plan", SEVEN, LLAMA_7B, "--gpus", "16", "--gpu-memory", "80", "--nodes", "2"]) == 0
     shown = capsys.readouterr().out
-    for word in ("if checkpointed", "zero3_offload", "estimates", "vLLM", "KV"):
+    for word in ("if checkpointed", "zero3_offload", "estimates for H100s", "vLLM", "KV"):
         assert word in shown
     assert main(["plan", SEVENTY, "--gpus", "8", "--gpu-memory", "80", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
