@@ -66,21 +66,26 @@ def prune(newest: Path, *, keep: int) -> None:
 
 
 def newest(root: Path, of: Mapping[str, str]) -> Path | None:
-    """The last checkpoint of which every byte is as it was written; None where there is none. A damaged one is told of on stderr.
+    """The last checkpoint of which every byte is as it was written; None where there is none. Which one, and what is damaged, is told on
+    stderr.
 
     Raises UserError where it is one of something else than `of`.
     """
-    for folder in _sealed(root):
+    written = _sealed(root)
+    for folder in written:
         damage, made_of = _read(folder)
         if damage is not None:
-            print(f"warning: {folder} is damaged ({damage}); going on from the one before it", file=sys.stderr, flush=True)
+            print(f"warning: {folder} is damaged ({damage}) and left out", file=sys.stderr, flush=True)
             continue
         if changed := sorted(key for key in made_of.keys() | of.keys() if made_of.get(key) != of.get(key)):
             raise UserError(
                 f"{folder}: of a training with other labels or settings ({', '.join(changed)})",
                 fix=f"repeat that training as it was, or delete {root}",
             )
+        print(f"going on from {folder}", file=sys.stderr, flush=True)
         return folder
+    if written:
+        print(f"warning: {root} holds no whole checkpoint; beginning anew", file=sys.stderr, flush=True)
     return None
 
 

@@ -57,13 +57,21 @@ def test_a_damaged_one_is_passed_over(tmp_path, capsys, name, damage):
     damage(damaged / name)
     assert checkpoints.newest(tmp_path, OF) == whole
     told = capsys.readouterr().err
+    onwards = f"going on from {whole}\n"
     if (name, damage) == (checkpoints.MANIFEST, gone):
-        assert told == ""  # it was never finished
+        assert told == onwards  # it was never finished
     else:
-        assert "checkpoint-2 is damaged" in told and (damage is gone or name in told)
+        assert "checkpoint-2 is damaged" in told and (damage is gone or name in told) and told.endswith(onwards)
     # What goes on from the one before takes its place, and it no longer counts among those that stay.
     write(tmp_path, 2)
     assert checkpoints.newest(tmp_path, OF) == damaged and names(tmp_path) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_where_none_is_whole_it_says_that_it_begins_anew(tmp_path, capsys):
+    assert checkpoints.newest(tmp_path, OF) is None and capsys.readouterr().err == ""
+    flipped(write(tmp_path, 1) / "state.json")
+    assert checkpoints.newest(tmp_path, OF) is None
+    assert f"{tmp_path} holds no whole checkpoint; beginning anew" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", range(2000, 2400, 13))
