@@ -810,10 +810,10 @@ class Config(Section):
                     wrong.append(f"stages.{name}: no held-out problems: set evaluate.path, {name}.held_out_path or held_out_split")
                 if stage.path is None:
                     wrong.append(f"stages.{name}.path: source {stage.source} needs a path")
-                asked = [one for one, other in self.stages.items() if other.kind in ("evolve", "respond")]
+                asked = [one for one, other in self.stages.items() if other.kind in ("evolve", "respond", "label")]
                 if self.teacher.kind == "symbolic" and asked:
                     wrong.append(
-                        f"stages.{name}.source: the symbolic teacher of {', '.join(asked)} knows symbolic problems alone; "
+                        f"stages.{name}.source: the symbolic teacher (the default) of {', '.join(asked)} knows symbolic problems alone; "
                         "set teacher.kind to hf or openai"
                     )
             if stage.kind == "problems":

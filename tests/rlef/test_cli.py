@@ -95,6 +95,11 @@ def test_an_unknown_stage_is_named_with_the_nearest(write, capsys):
         ({"superseded": {"kind": "sft"}}, [], ["stages.superseded", "taken"]),
         ({"../x": {"kind": "sft"}}, [], ["stages.../x", "folder"]),
         ({"problems": {"source": "jsonl", "path": "run.yaml"}, "evolve": {}}, [], ["stages.problems.source", "teacher.kind"]),
+        (
+            {"problems": {"source": "jsonl", "path": "run.yaml"}, "label": {}},
+            [],
+            ["stages.problems.source", "(the default) of label", "teacher.kind"],
+        ),
         ({}, ["launch.deepspeed=ds.json"], ["launch.deepspeed", "ds.json, line 2", "JSON"]),
         ({}, ["launch.deepspeed=none.json"], ["launch.deepspeed", "no such file"]),
         ({}, ["model.random=null", "model.path=./weights"], ["model.path", "./weights"]),

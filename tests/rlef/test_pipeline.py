@@ -159,8 +159,8 @@ def test_a_threshold_needs_rates():
         else:
             assert pipeline.resolve_inputs(config, "prm")["labels"] == "label"
     stages["problems"] = {"kind": "problems", "source": "jsonl", "path": "answered.jsonl"}  # auto: by completions
-    config = parse_config({"model": {"random": {}}, "stages": stages | {"label": {"kind": "label"}}}, "c.yaml")
-    assert pipeline.resolve_inputs(config, "prm")["labels"] == "label"
+    data = {"model": {"path": "."}, "teacher": {"kind": "hf"}, "stages": stages | {"label": {"kind": "label"}}}
+    assert pipeline.resolve_inputs(parse_config(data, "c.yaml"), "prm")["labels"] == "label"
 
 
 def test_summary_is_made_from_manifests(run):
