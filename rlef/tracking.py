@@ -105,9 +105,12 @@ class Tracker:
             self.wandb_run.summary.update(values)
 
     @contextlib.contextmanager
-    def progress(self, description: str, total: int) -> Iterator[Callable[..., None]]:
-        """A bar with time left; without a terminal a line every 20 seconds. Yields advance(n, **figures to show)."""
-        if self.quiet or total <= 0:
+    def progress(self, description: str, total: int, *, done: int = 0) -> Iterator[Callable[..., None]]:
+        """A bar with time left; without a terminal a line every 20 seconds. Yields advance(n, **figures to show).
+
+        `done`: of `total` before this start, in no time of its own.
+        """
+        if self.quiet or total <= done:
             yield lambda n=1, **figures: None
         elif sys.stderr.isatty():
             from rich.console import Console
@@ -124,7 +127,7 @@ class Tracker:
             outer = self.bars
             with contextlib.nullcontext(outer) if outer is not None else Progress(*columns, console=Console(stderr=True)) as bar:
                 self.bars = bar
-                task = bar.add_task(description, total=total, info="")
+                task = bar.add_task(description, total=total, completed=done, info="")
                 try:
                     yield lambda n=1, **figures: bar.update(task, advance=n, info=_figures(figures)) if figures else bar.advance(task, n)
                 finally:
@@ -132,7 +135,7 @@ class Tracker:
                     if outer is not None:
                         bar.remove_task(task)
         else:
-            yield _lines(description, total)
+            yield _lines(description, total, done)
 
     def trainer_callback(self, prefix: str, *, first: int = 0, every: int = 1) -> Any:
         """A transformers callback that logs the trainer's numbers as prefix/name and shows a bar. It counts `every` so many optimiser steps
@@ -151,10 +154,9 @@ class Tracker:
 
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 if state.is_world_process_zero:
-                    self.advance = self.stack.enter_context(tracker.progress(prefix, state.max_steps))
+                    self.advance = self.stack.enter_context(tracker.progress(prefix, state.max_steps, done=state.global_step))
                     if state.global_step:  # goes on from a checkpoint
                         tracker.restore(folder_of(args, state))
-                        self.advance(state.global_step)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 self.advance(1, **self.seen)
@@ -229,14 +231,14 @@ def _figures(figures: dict[str, float]) -> str:
     return " ".join(f"{name} {value:.3g}" for name, value in figures.items())
 
 
-def _lines(description: str, total: int, every: float = 20.0) -> Callable[..., None]:
-    state = {"done": 0, "next": time.monotonic() + every, "start": time.monotonic()}
+def _lines(description: str, total: int, before: int, every: float = 20.0) -> Callable[..., None]:
+    state = {"done": before, "next": time.monotonic() + every, "start": time.monotonic()}
 
     def advance(n: int = 1, **figures: float) -> None:
         state["done"] += n
         now = time.monotonic()
         if now >= state["next"] or state["done"] >= total:
-            left = (now - state["start"]) / max(state["done"], 1) * (total - state["done"])
+            left = (now - state["start"]) / max(state["done"] - before, 1) * (total - state["done"])
             print(f"  {description}: {int(state['done'])}/{total}, {left:.0f} s left  {_figures(figures)}", file=sys.stderr, flush=True)
             state["next"] = now + every
 

@@ -90,7 +90,7 @@ def run(ctx: StageContext) -> dict:
     traced = min(max(first + 1, settings.critic_warmup), settings.iterations - 1)
     trace = Trace(ctx.folder / "trace.json.gz", traced if settings.profile and dist.is_main() else None)
     last: list[Sample] = []
-    with ctx.tracker.progress(ctx.name, settings.iterations - first) as advance, stopping.deferred():
+    with ctx.tracker.progress(ctx.name, settings.iterations, done=first) as advance, stopping.deferred():
         for iteration in range(first, settings.iterations):
             times: dict[str, float] = {}
             trace.begin(iteration)

@@ -72,6 +72,15 @@ def test_progress_without_a_terminal(capsys):
     assert "work: 2/2" in capsys.readouterr().err
 
 
+def test_progress_after_a_checkpoint_counts_what_was_done_before_and_its_time_alone(capsys, monkeypatch):
+    now = iter((0.0, 0.0, 30.0, 60.0))
+    monkeypatch.setattr("rlef.tracking.time.monotonic", lambda: next(now))
+    with Tracker("x", None).progress("work", 40, done=36) as advance:
+        advance(1)
+        advance(3)
+    assert capsys.readouterr().err.split("\n")[:2] == ["  work: 37/40, 90 s left  ", "  work: 40/40, 0 s left  "]
+
+
 @pytest.mark.slow
 def test_wandb_offline_needs_no_key_and_writes_below_the_run(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
