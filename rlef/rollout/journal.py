@@ -2,13 +2,19 @@
 
 An attempt is written before it is sent and settled afterwards, its answer in the same transaction and before anybody uses it. So an answer
 that is here is never asked for again, and an attempt that was never settled is one that nobody knows to be paid or not.
+
+A damaged file is told of when it is opened. An answer that is not as it was written is dropped, and asked for again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import secrets
 import sqlite3
+import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +23,13 @@ from pathlib import Path
 
 from rlef.errors import UserError
 
+LOG_HEADER, FRAME_HEADER = 32, 24  # bytes
 BUSY_S = 60.0  # how long one process waits for another's transaction; ours take less than a millisecond
 # The totals follow by triggers: a sum over 100,000 attempts before each call would cost more than the call's own overhead.
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT, finish TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS answers (
+    key TEXT PRIMARY KEY, text TEXT, finish TEXT NOT NULL, sha256 TEXT NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS attempts (
     id TEXT PRIMARY KEY, key TEXT NOT NULL, number INTEGER NOT NULL, state TEXT NOT NULL,
     prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, at REAL NOT NULL, note TEXT
@@ -76,20 +85,47 @@ class Journal:
     """One SQLite file, for any number of threads and processes. `path` None: in memory, for as long as the object lives.
 
     Killing the process loses nothing. After a power cut the last seconds may be missing (synchronous=NORMAL), never the whole file.
-    Raises UserError where the file cannot be used, sqlite3.Error where the disk fails later.
+    Raises UserError where the file is damaged or cannot be used, sqlite3.Error where the disk fails later.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._lock = threading.Lock()
+        if path is not None and lost_frames(path.with_name(path.name + "-wal")):
+            _tell(path, "the last calls in its log are lost, and sent again where they are needed")
         try:
             self._database = sqlite3.connect(path or ":memory:", timeout=BUSY_S, isolation_level=None, check_same_thread=False)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
-        except sqlite3.Error as error:
+            with self._transaction():
+                damage, changed = self._damage(), self._drop_changed()
+        except sqlite3.DatabaseError as error:
+            damage, changed = str(error), 0
+        if damage is not None:
             raise UserError(
-                f"{path}: the journal of the teacher's calls cannot be used ({error})", fix="set run.dir to a folder on a local disk"
-            ) from None
+                f"{path}: the journal of the teacher's calls cannot be used ({damage})",
+                fix="where run.dir is on no local disk, set it to one; else put a copy of the journal back, or move it away: then what "
+                "unfinished stages ask is sent, and paid, again",
+            )
+        if changed:
+            _tell(path, f"{changed} answers are not as they were written, and are asked for again where they are needed")
+
+    def _damage(self) -> str | None:
+        """What is wrong with the file's structure or its sums."""
+        (found,) = self._database.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            return " ".join(found.split())
+        columns = "state, count(*), sum(prompt_tokens), sum(completion_tokens)"
+        added = set(self._database.execute(f"SELECT {columns} FROM attempts GROUP BY state"))
+        kept = set(self._database.execute("SELECT * FROM totals WHERE calls + prompt_tokens + completion_tokens != 0"))
+        return None if added == kept else "its attempts do not add up to its totals"
+
+    def _drop_changed(self) -> int:
+        """Remove answers that are not as they were written. Returns how many."""
+        rows = self._database.execute("SELECT key, text, finish, sha256 FROM answers")
+        wrong = [key for key, text, finish, sha256 in rows if sha256 != answer_digest(key, text, finish)]
+        self._database.executemany("DELETE FROM answers WHERE key = ?", [(key,) for key in wrong])
+        return len(wrong)
 
     def answer(self, key: str) -> Answer | None:
         with self._lock:
@@ -145,7 +181,10 @@ class Journal:
             self._database.close()
 
     def _keep(self, key: str, answer: Answer) -> Answer:
-        self._database.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (key, answer.text, answer.finish))
+        self._database.execute(
+            "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)",
+            (key, answer.text, answer.finish, answer_digest(key, answer.text, answer.finish)),
+        )
         return Answer(*self._database.execute("SELECT text, finish FROM answers WHERE key = ?", (key,)).fetchone())
 
     def _account(self) -> Account:
@@ -162,3 +201,42 @@ class Journal:
                 self._database.execute("ROLLBACK")
                 raise
             self._database.execute("COMMIT")
+
+
+def answer_digest(key: str, text: str | None, finish: str) -> str:
+    return hashlib.sha256(json.dumps([key, text, finish]).encode()).hexdigest()
+
+
+def lost_frames(log: Path) -> bool:
+    """Whether SQLite's write-ahead log holds what SQLite will not read: it goes by the checksums as far as they agree, and says nothing.
+
+    Behind that place another transaction ends, or the file does within a frame. (https://sqlite.org/fileformat2.html, section 4)
+    """
+    data = log.read_bytes() if log.is_file() else b""
+    if len(data) < LOG_HEADER:
+        return bool(data)
+    order, page, salts = ("<" if data[3] % 2 == 0 else ">"), int.from_bytes(data[8:12], "big"), data[16:24]
+    sums, frame, place = _log_sums(data[:24], (0, 0), order), FRAME_HEADER + page, LOG_HEADER
+    if struct.pack(">2I", *sums) != data[24:32]:
+        return True
+    while place + frame <= len(data) and data[place + 8 : place + 16] == salts:
+        sums = _log_sums(data[place : place + 8] + data[place + FRAME_HEADER : place + frame], sums, order)
+        if struct.pack(">2I", *sums) != data[place + 16 : place + 24]:
+            break
+        place += frame
+    behind = range(place, len(data) - frame + 1, frame)
+    ends = any(data[one + 8 : one + 16] == salts and data[one + 4 : one + 8] != bytes(4) for one in behind)
+    return ends or (len(data) - LOG_HEADER) % frame != 0
+
+
+def _log_sums(data: bytes, sums: tuple[int, int], order: str) -> tuple[int, int]:
+    one, two = sums
+    words = struct.unpack(f"{order}{len(data) // 4}I", data)
+    for first, second in zip(words[::2], words[1::2], strict=True):
+        one = (one + first + two) & 0xFFFFFFFF
+        two = (two + second + one) & 0xFFFFFFFF
+    return one, two
+
+
+def _tell(path: Path | None, what: str) -> None:
+    print(f"warning: {path}: the journal of the teacher's calls is damaged; {what}", file=sys.stderr, flush=True)

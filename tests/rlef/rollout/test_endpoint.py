@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -136,7 +137,7 @@ def test_the_cap_holds_with_calls_in_flight_and_raising_it_goes_on(endpoint, cli
     with pytest.raises(UserError, match="max_cost_usd") as error:
         ask(client(server, prices=prices, cap_usd=3.0), *texts)
     billed = sum(prices.usd(prompt, completion) for outcome, prompt, completion in server.log.values() if outcome != "free")
-    account = Journal(client(server).journal._database.execute("PRAGMA database_list").fetchone()[2]).account()
+    account = Journal(Path(client(server).journal._database.execute("PRAGMA database_list").fetchone()[2])).account()
     spent = sum(prices.usd(one.prompt_tokens, one.completion_tokens) for one in (account.paid, account.possibly_paid))
     assert 2.0 < billed <= spent <= 3.0 and "3 USD" in str(error.value) and "paid" in str(error.value)
     answered = sum(server.whole.values())

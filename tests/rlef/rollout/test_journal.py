@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import shutil
 import sqlite3
 import threading
 
@@ -71,3 +74,79 @@ def test_a_file_that_is_no_journal_is_a_users_mistake(tmp_path):
     (tmp_path / "journal.sqlite").write_text("not a database, but long enough to be read as one" * 100)
     with pytest.raises(UserError, match=r"journal\.sqlite"):
         Journal(tmp_path / "journal.sqlite")
+
+
+def filled(file):
+    """What a process that was killed leaves: 40 answers, in the file up to the last checkpoint of its log, then in that."""
+    journal = Journal(file)
+    for number in range(40):
+        journal.settle(journal.intend(f"k{number}", MOST, anything), Calls(1, 2, 1), Answer(f"answer {number} " * 40, "stop"))
+    return journal
+
+
+def left(file, folder):
+    folder.mkdir(exist_ok=True)
+    for name in (file.name, file.name + "-wal"):
+        shutil.copy(file.with_name(name), folder)
+    return folder / file.name
+
+
+def test_a_log_that_is_whole_or_of_an_unfinished_transaction_is_not_told_of(tmp_path, capsys):
+    journal = filled(tmp_path / "journal.sqlite")
+    Journal(left(tmp_path / "journal.sqlite", tmp_path / "killed"))
+    journal._database.execute("PRAGMA wal_checkpoint(RESTART)")
+    journal.keep("more", Answer("over the frames of before", "stop"))
+    assert Journal(left(tmp_path / "journal.sqlite", tmp_path / "again")).answer("more") is not None
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_a_damaged_log_is_told_of_and_the_answers_before_it_stay(tmp_path, capsys, seed):
+    filled(tmp_path / "journal.sqlite")
+    file, rng = left(tmp_path / "journal.sqlite", tmp_path / "damaged"), random.Random(seed)
+    log = file.with_name(file.name + "-wal")
+    data = bytearray(log.read_bytes())
+    place = rng.randrange(len(data) - 5000)  # the last transaction's own end may look like one that was never finished
+    if seed % 2:
+        del data[place:]
+    else:
+        data[place] ^= 1 << rng.randrange(8)
+    log.write_bytes(data)
+    kept = Journal(file)
+    answers = [kept.answer(f"k{number}") for number in range(40)]
+    found = sum(answer is not None for answer in answers)
+    assert answers == [Answer(f"answer {number} " * 40, "stop") for number in range(found)] + [None] * (40 - found)
+    said = capsys.readouterr().err
+    assert found == 40 or "the last calls in its log are lost" in said or (seed % 2 and (len(data) - 32) % 4120 == 0)
+    assert kept.account().paid.calls == found
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_a_flipped_bit_of_the_file_is_told_of_or_changes_nothing(tmp_path, capsys, seed):
+    filled(tmp_path / "journal.sqlite").close()
+    file, rng = tmp_path / "journal.sqlite", random.Random(seed)
+    data = bytearray(file.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    file.write_bytes(data)
+    try:
+        journal = Journal(file)
+    except UserError as error:
+        assert "cannot be used" in error.problem and "put a copy" in str(error.fix)
+        return
+    answers = [journal.answer(f"k{number}") for number in range(40)]
+    gone = [number for number, answer in enumerate(answers) if answer is None]
+    assert all(answer in (None, Answer(f"answer {number} " * 40, "stop")) for number, answer in enumerate(answers))
+    assert bool(gone) == ("not as they were written" in capsys.readouterr().err) and journal.account().paid.calls == 40
+
+
+def test_a_changed_answer_is_asked_for_again_and_a_changed_sum_is_a_mistake(tmp_path, capsys):
+    file = tmp_path / "journal.sqlite"
+    filled(file).close()
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
+        database.execute("UPDATE answers SET text = 'other' WHERE key = 'k7'")
+    journal = Journal(file)
+    assert journal.answer("k7") is None and journal.answer("k8") is not None
+    assert "1 answers are not as they were written" in capsys.readouterr().err
+    journal._database.execute("UPDATE totals SET prompt_tokens = 1 WHERE state = 'answered'")
+    with pytest.raises(UserError, match="do not add up"):
+        Journal(file)
