@@ -16,9 +16,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from rlef.engines import dist
+from rlef.engines import dist, training_state
 from rlef.engines.base import StepResult, learning_rate, rate_groups
-from rlef.errors import UserError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
 
 class DeepSpeedEngine:
@@ -47,6 +48,7 @@ class DeepSpeedEngine:
         self.lr, self.warmup_steps, self.total_steps, self.steps = lr, warmup_steps, total_steps, 0
         groups = rate_groups(module, lr, own_lr)
         self._peaks = [peak for peak, _ in groups]
+        self._trained = [parameter for _, parameters in groups for parameter in parameters]
         trained = [{"params": parameters} for _, parameters in groups]
         optimizer = torch.optim.AdamW(trained, lr=lr, betas=betas, weight_decay=weight_decay)
         self.engine: Any = deepspeed.initialize(model=module.to(self.device), optimizer=optimizer, config=settings)[0]
@@ -108,16 +110,56 @@ class DeepSpeedEngine:
         dist.barrier()
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.engine.save_checkpoint(str(folder), tag="state", client_state={"steps": self.steps})
-        dist.barrier()
+        training_state.write(folder, self.steps, self._states())
 
     def load(self, folder: Path) -> None:
-        """DeepSpeed's own checkpoint; it must have been written by as many ranks at the same stage."""
-        if not (folder / "state").is_dir():
-            raise UserError(f"{folder}: no DeepSpeed checkpoint", fix="delete the folder to start the stage again")
-        _, client = self.engine.load_checkpoint(str(folder), tag="state")
-        self.steps = int(client["steps"])
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        self.steps = training_state.steps_of(folder)
+        held = self._held_moments()
+        step = torch.tensor(0.0)
+        for parameter, state in zip(self._trained, training_state.read(folder, len(self._trained)), strict=True):
+            weights = state["weights"].to(self.device)
+            with _whole(parameter, changed=True), torch.no_grad():
+                parameter.copy_(weights)
+            safe_set_full_fp32_param(parameter, weights)
+            for name in MOMENTS:
+                value = state.get(name, torch.zeros_like(weights)).to(self.device)
+                if self.stage:
+                    safe_set_full_optimizer_state(parameter, value, name)
+                else:
+                    held[parameter][name].copy_(value)
+            step = state.get("step", step)
+        for moments in held.values():
+            moments["step"].copy_(step)
+
+    def _states(self) -> Iterator[training_state.State]:
+        """Gathered from all ranks, one parameter after another."""
+        import deepspeed.utils as gather
+
+        held = self._held_moments()
+        step = next(iter(held.values()))["step"]
+        for parameter in self._trained:
+            if self.stage:
+                weights: Any = gather.safe_get_full_fp32_param(parameter)
+                moments: dict[str, Any] = {name: gather.safe_get_full_optimizer_state(parameter, name) for name in MOMENTS}
+                yield {"weights": weights, "step": step, **moments}
+            else:
+                yield {"weights": parameter.detach(), **held[parameter]}
+
+    def _held_moments(self) -> dict[torch.Tensor, dict[str, torch.Tensor]]:
+        """What AdamW holds for each tensor that it steps: the parameters, or this rank's share of them in one piece. DeepSpeed finds a
+        parameter's moments in it once they are there, which is as they would be at the first step."""
+        sharer = self.engine.optimizer
+        adamw = sharer.optimizer if self.stage else sharer
+        held = sharer.fp32_partitioned_groups_flat if self.stage == 3 else [one for group in adamw.param_groups for one in group["params"]]
+        for tensor in held:
+            if not adamw.state[tensor]:
+                adamw.state[tensor] = {name: torch.zeros_like(tensor) for name in MOMENTS} | {"step": torch.tensor(0.0)}
+        if 0 < self.stage < 3:
+            sharer._hp_optimizer_states_linked = False
+            sharer._lazy_init_hp_params_optimizer_state()
+        return {tensor: adamw.state[tensor] for tensor in held}
 
 
 def full_state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -136,13 +178,13 @@ def full_state(module: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
-def _whole(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
-    """The parameter gathered from all ranks while inside, where ZeRO-3 has divided it."""
+def _whole(parameter: nn.Parameter, *, changed: bool = False) -> contextlib.AbstractContextManager[Any]:
+    """The parameter gathered from all ranks while inside, where ZeRO-3 has divided it; `changed`: divided again as the main rank has it."""
     if not hasattr(parameter, "ds_id"):
         return contextlib.nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters([parameter])
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if changed else None)
 
 
 def _settings(json_path: str, max_grad_norm: float, *, half: bool) -> dict[str, Any]:

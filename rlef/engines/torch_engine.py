@@ -7,14 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from rlef.engines import dist
+from rlef.engines import dist, training_state
 from rlef.engines.base import StepResult, learning_rate, rate_groups
-
-STATE = "state.safetensors"
 
 
 class TorchEngine:
@@ -99,27 +95,16 @@ class TorchEngine:
         dist.barrier()
 
     def save(self, folder: Path) -> None:
-        if dist.is_main():
-            folder.mkdir(parents=True, exist_ok=True)
-            state = {f"weights.{number}": weight.detach() for number, weight in enumerate(self._masters)}
-            for number, moments in self.optimizer.state_dict()["state"].items():
-                state |= {f"{name}.{number}": value for name, value in moments.items()}
-            whole = {name: value.contiguous() for name, value in state.items()}
-            save_file(whole, folder / STATE, metadata={"steps": str(self.steps)})
-        dist.barrier()
+        moments = self.optimizer.state
+        training_state.write(folder, self.steps, ({"weights": master.detach(), **moments[master]} for master in self._masters))
 
     def load(self, folder: Path) -> None:
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        with safe_open(folder / STATE, "pt") as state, torch.no_grad():
-            names = state.keys()
-            for name in names:
-                kind, number = name.rsplit(".", 1)
-                if kind == "weights":
-                    self._masters[int(number)].copy_(state.get_tensor(name))
-                else:
-                    moments.setdefault(int(number), {})[kind] = state.get_tensor(name)
-            for weight, master in zip(self._weights, self._masters, strict=True):
+        self.steps = training_state.steps_of(folder)
+        for weight, master, state in zip(self._weights, self._masters, training_state.read(folder, len(self._masters)), strict=True):
+            with torch.no_grad():
+                master.copy_(state["weights"])
                 if master is not weight:
                     weight.copy_(master)
-            self.steps = int(state.metadata()["steps"])
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+            self.optimizer.state[master] = {
+                name: value if name == "step" else value.to(master) for name, value in state.items() if name != "weights"
+            }

@@ -232,14 +232,13 @@ class Checkpoints:
     """All that an iteration hands to the next: weights, optimisers, averages, alarms, the KL coefficient, every rank's random state.
 
     What to sample follows from the iteration alone, so no rollout is kept; pass rates and fresh rounds lie in fresh/, whole by themselves.
+    Another number of ranks or ZeRO stage goes on from there to the same results, up to rounding.
     """
 
     def __init__(self, ctx: StageContext, actors: Actors, average: Average | None, alarms: Alarms, reference: Path) -> None:
         self.ctx, self.actors, self.average, self.alarms = ctx, actors, average, alarms
         self.root = ctx.folder / CHECKPOINTS
         self.of = {"reference": outside_digest(reference)}
-        if ctx.config.launch.deepspeed is not None:
-            self.of["processes"] = str(dist.world())  # its checkpoints are in as many parts
 
     def write(self, iteration: int, kl_coef: float, unjudged: int) -> None:
         """All ranks must call it."""

@@ -1,6 +1,8 @@
-"""Two optimiser steps of two micro-batches on every engine, under torchrun: `torchrun engine_worker.py OUT NAME...`.
+"""Two optimiser steps of two micro-batches on every engine, alone or under torchrun: `torchrun engine_worker.py OUT NAME[:OTHER]...`.
 
-NAME is "torch", a ZeRO stage ("0".."3"), a stage with bf16 weights ("2-bf16") or with the optimiser offloaded ("2-offload"). The main process writes OUT/NAME.pt.
+NAME is "torch", a ZeRO stage ("0".."3"), a stage with bf16 weights ("2-bf16") or with the optimiser offloaded ("2-offload"), or any of them
+behind which another word keeps apart what it writes ("2-alone"). OTHER is one whose checkpoint it goes on from too. The main process writes
+OUT/NAME.pt.
 """
 
 from __future__ import annotations
@@ -64,15 +66,16 @@ def train(engine, steps, poison: float = 1.0, finish: bool = True) -> list:
 
     results = []
     for ids, mask in [(data()[0][step], data()[1][step]) for step in steps]:
-        for micro in range(MICRO_BATCHES):
-            loss = loss_sum(engine.forward, ids[micro, dist.rank()], mask[micro, dist.rank()]) / mask[..., 1:].sum()
+        mine = [(micro, rank) for micro in range(MICRO_BATCHES) for rank in range(dist.rank(), RANKS, dist.world())]
+        for micro, rank in mine:
+            loss = loss_sum(engine.forward, ids[micro, rank], mask[micro, rank]) / mask[..., 1:].sum()
             # The gradient of one rank is broken, as one bad row would do it.
-            engine.backward(loss * (poison if dist.rank() == 0 else 1.0), last=micro == MICRO_BATCHES - 1)
+            engine.backward(loss * (poison if rank == 0 else 1.0), last=(micro, rank) == mine[-1])
         results.append(engine.step() if finish else engine.discard())
     return results
 
 
-def run(name: str, out: Path) -> dict[str, object]:
+def run(name: str, other: str, out: Path) -> dict[str, object]:
     from rlef.engines import dist, make_engine
     from rlef.engines.deepspeed_engine import full_state
 
@@ -115,7 +118,12 @@ def run(name: str, out: Path) -> dict[str, object]:
     resumed = engine()
     resumed.load(out / f"{name}-checkpoint")
     train(resumed, [1])
+    crossed = engine()
+    if other:
+        crossed.load(out / f"{other}-checkpoint")
+        train(crossed, [1])
     return {
+        "crossed": full_state(crossed.module),
         "norms": norms,
         "weights": weights,
         "walked": walked,
@@ -132,12 +140,11 @@ def main(out: Path, names: list[str]) -> None:
 
     torch.set_num_threads(1)
     dist.init("cpu")
-    for name in names:
-        result = run(name, out)
+    for name, _, other in (one.partition(":") for one in names):
+        result = run(name, other, out)
         if dist.is_main():
             torch.save(result, out / f"{name}.pt")
-    dist.barrier()
-    torch.distributed.destroy_process_group()
+    dist.close()
 
 
 if __name__ == "__main__":

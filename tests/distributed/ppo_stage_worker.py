@@ -1,4 +1,5 @@
-"""One PPO stage on this rank's share; argv: out, folder of the stage, of the policy, file of the prompts. Rank 0 writes weights and the log."""
+"""One PPO stage on this rank's share; argv: out, folder of the stage, of the policy, file of the prompts, perhaps a DeepSpeed JSON. Rank 0 writes
+weights and the log."""
 
 from __future__ import annotations
 
@@ -23,10 +24,12 @@ dist.init("cpu")
 RewardFunction.score = lambda self, problems, completions: [score_by_tokens(completion) for completion in completions]
 stage = {
     "kind": "ppo", "iterations": 3, "prompts_per_iteration": 6, "samples_per_prompt": 2, "max_tokens": 12, "critic_warmup": 1,
-    "minibatches": 2, "policy_lr": 1e-3, "lr_warmup": 0, "target_kl": None, "kl_target": 0.5, "irm": "none",
+    "minibatches": 2, "policy_lr": 1e-3, "lr_warmup": 0, "target_kl": None, "kl_target": 0.5, "irm": "none", "save_every": 1,
     "prm": f"{Path(__file__).parents[2] / 'configs' / 'rewards' / 'exact_match.py'}:grade",  # its scores are replaced
 }  # fmt: skip
-config = Config.model_validate({"model": {"random": {}}, "launch": {"device": "cpu"}, "stages": {"ppo": stage}})
+config = Config.model_validate(
+    {"model": {"random": {}}, "launch": {"device": "cpu", "deepspeed": (sys.argv[5:] or [None])[0]}, "stages": {"ppo": stage}}
+)
 folder.mkdir(exist_ok=True)
 log = folder / "metrics.jsonl"
 tracker = Tracker("ppo", log, quiet=True) if dist.is_main() else Tracker.null()

@@ -14,6 +14,10 @@ import torch
 WORKER = Path(__file__).parent / "engine_worker.py"
 EXACT = ["torch", "0", "1", "2", "3", "2-offload", "3-offload"]
 HALF = ["torch-bf16", "0-bf16", "2-bf16", "3-bf16"]
+AGAIN = ["torch-again", "1-again"]  # on one process, like those "alone"
+# Whose checkpoint it goes on from: another number of ranks, another ZeRO stage, both.
+OTHER = {"torch": "1-alone", "0": "torch", "1": "torch-alone", "2": "1", "3": "2", "2-offload": "3", "torch-again": "2", "1-again": "3"}
+OTHER |= {"2-bf16": "torch-bf16"}
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +28,13 @@ def reference():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("engines")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER), str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(WORKER.parents[2])}
-    done = subprocess.run([*command, *EXACT, *HALF], capture_output=True, text=True, env=environment, timeout=500)
-    assert done.returncode == 0, done.stderr[-4000:]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    alone, two = ["torch-alone", "1-alone"], [f"{name}:{OTHER[name]}" if name in OTHER else name for name in EXACT + HALF]
+    for ranks, names in (([], alone), (torchrun, two), ([], [f"{name}:{OTHER[name]}" for name in AGAIN])):
+        command = [sys.executable, *ranks, str(WORKER), str(out), *names]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+        assert done.returncode == 0, done.stderr[-4000:]
     return out
 
 
@@ -70,6 +77,18 @@ def test_discarded_and_broken_gradients_leave_no_trace(result):
 @pytest.mark.parametrize("name", EXACT + HALF)
 def test_saved_and_loaded_engines_go_on_bitwise(result):
     assert result["resumed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in OTHER if name not in HALF])
+def test_another_number_of_ranks_and_another_zero_stage_go_on_alike(result, reference):
+    assert apart(result["crossed"], reference["weights"]) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["2-bf16"])
+def test_half_precision_goes_on_alike_from_another_engine(result):
+    assert apart(result["crossed"], result["weights"]) < 0.02
 
 
 @pytest.mark.slow

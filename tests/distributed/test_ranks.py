@@ -77,23 +77,54 @@ def test_31_two_ranks_stop_early_at_the_same_step(tiny_folder, tmp_path):
         assert len(steps) == len(two["gradients"][net]) == 1 and (steps[0] - two["gradients"][net][0]).abs().max() < 1e-10
 
 
-@pytest.mark.slow
-def test_r14_ppo_on_two_ranks_samples_tells_and_learns_what_one_process_does(tiny_folder, tmp_path):
-    """The whole stage: each rank answers its share of the prompts, whose rewards must come back to their own rows."""
+@pytest.fixture(scope="module")
+def policy_and_prompts(tiny_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stage")
     questions = [f"Ann has {a} pens. Ben has {b} more. How many?" for a in range(3) for b in range(4)]
-    write_jsonl(tmp_path / "prompts.jsonl", [Problem(id=problem_id(question), question=question, answer="1") for question in questions])
-    start = shutil.copytree(tiny_folder, tmp_path / "start")
+    write_jsonl(folder / "prompts.jsonl", [Problem(id=problem_id(question), question=question, answer="1") for question in questions])
+    start = shutil.copytree(tiny_folder, folder / "start")
     habits = json.loads((start / "generation_config.json").read_text())
     habits["eos_token_id"] = [habits["eos_token_id"], *range(20, 80)]  # so that answers end
     (start / "generation_config.json").write_text(json.dumps(habits))
-    (alone, one), (two, other) = (
-        run("ppo_stage_worker.py", ranks, tmp_path / f"{ranks}.pt", tmp_path / str(ranks), start, tmp_path / "prompts.jsonl")
-        for ranks in (1, 2)
-    )
+    return start, folder / "prompts.jsonl"
+
+
+@pytest.fixture(scope="module")
+def stage_alone(policy_and_prompts, tmp_path_factory):
+    """Weights, log and folder of the whole stage on one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    return *run("ppo_stage_worker.py", 1, folder / "out.pt", folder, *policy_and_prompts), folder
+
+
+@pytest.mark.slow
+def test_r14_ppo_on_two_ranks_samples_tells_and_learns_what_one_process_does(stage_alone, policy_and_prompts, tmp_path):
+    """The whole stage: each rank answers its share of the prompts, whose rewards must come back to their own rows."""
+    alone, one, _ = stage_alone
+    two, other = run("ppo_stage_worker.py", 2, tmp_path / "two.pt", tmp_path, *policy_and_prompts)
     assert len(one) == 3 and one[2]["ppo/kl"] != 0 and one[0]["ppo/kl_coef"] != one[2]["ppo/kl_coef"]
     for row, told in zip(one, other, strict=True):
         assert told == pytest.approx(row, rel=1e-3, abs=1e-5)
-    assert moved_apart({"state": alone}, {"state": two}, load_file(start / "model.safetensors")) < 1e-3
+    assert moved_apart({"state": alone}, {"state": two}, load_file(policy_and_prompts[0] / "model.safetensors")) < 1e-3
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_and_another_zero_stage_go_on_from_a_checkpoint(stage_alone, policy_and_prompts, tmp_path):
+    """One process's first iteration, the second on two ranks under ZeRO-1, the third under ZeRO-2, or on one process again."""
+    alone, one, folder = stage_alone
+    for name, iteration, source, processes, zero in (
+        ("zero1", 1, folder, 2, "zero1"),
+        ("zero2", 2, None, 2, "zero2"),
+        ("one", 2, None, 1, ""),
+    ):
+        begun = tmp_path / name
+        saved = f"checkpoint-{iteration}"
+        shutil.copytree((source or tmp_path / "zero1") / "checkpoints" / saved, begun / "checkpoints" / saved)
+        weights, told = run(
+            "ppo_stage_worker.py", processes, tmp_path / "out.pt", begun, *policy_and_prompts, *([ZERO[zero]] if zero else [])
+        )
+        for row, other in zip(one, told, strict=True):
+            assert other == pytest.approx(row, rel=1e-3, abs=1e-5)
+        assert moved_apart({"state": alone}, {"state": weights}, load_file(policy_and_prompts[0] / "model.safetensors")) < 1e-3
 
 
 @pytest.mark.slow
