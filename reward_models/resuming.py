@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback
 from reward_models import checkpoints, stopping
 
 # What Trainers count between two lines of their log, and over all steps: private, and in none of their own checkpoints.
+COUNTS = "counted_{}.json"  # a rank's, in a checkpoint
 COUNTED = ("_total_loss_scalar", "_globalstep_last_logged", "_total_train_tokens")
 
 
@@ -26,8 +27,9 @@ def train(trainer: Trainer, *, save_every: int | None, keep: int, of: Mapping[st
     so that another training's are refused (UserError). `unit`: steps that only count together, as those of GRPO on the same answers: it
     is saved between them alone. Callbacks added before may write into the checkpoint when it is saved.
     """
-    if trainer.args.deepspeed:
-        of = {**of, "processes": str(PartialState().num_processes)}  # its checkpoints are in as many parts
+    if trainer.args.deepspeed:  # its checkpoints are in as many parts, and of one form a stage; without it any number of ranks goes on
+        plugin: Any = trainer.accelerator.state.deepspeed_plugin
+        of = {**of, "processes": str(PartialState().num_processes), "ZeRO stage": str(plugin.zero_stage)}
     root = Path(str(trainer.args.output_dir))
     start = [checkpoints.newest(root, of) if trainer.is_world_process_zero() else None]
     broadcast_object_list(start)
@@ -48,10 +50,14 @@ class _Checkpoints(TrainerCallback):
         self.trainer, self.save_every, self.keep, self.of, self.unit, self.stop = trainer, save_every, keep, of, unit, False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        file = self._counted(folder_of(args, state))
-        if not state.global_step or not file.is_file():
+        counts = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder_of(args, state).glob(COUNTS.format("*")))]
+        if not state.global_step or not counts:
             return
-        counted, trainer = json.loads(file.read_text(encoding="utf-8")), vars(self.trainer)
+        trainer = vars(self.trainer)
+        if len(counts) == PartialState().num_processes:
+            counted = counts[PartialState().process_index]
+        else:  # the loss that is logged is a mean over ranks, all else is the same on all of them
+            counted = counts[0] | {"loss": sum(one["loss"] for one in counts) / len(counts)}
         trainer["_tr_loss"] += counted.pop("loss")
         trainer["_initial_global_step"] = 0  # the mean loss is over all steps
         if "_metrics" in trainer:
@@ -74,7 +80,7 @@ class _Checkpoints(TrainerCallback):
         counted = {name: trainer[name] for name in COUNTED if name in trainer} | {"loss": trainer["_tr_loss"].item()}
         if "_metrics" in trainer:
             counted["metrics"] = trainer["_metrics"]["train"]
-        self._counted(folder).write_text(json.dumps(counted), encoding="utf-8")
+        (folder / COUNTS.format(f"{PartialState().process_index:05}")).write_text(json.dumps(counted), encoding="utf-8")
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             checkpoints.seal(folder, self.of)
@@ -82,9 +88,6 @@ class _Checkpoints(TrainerCallback):
         PartialState().wait_for_everyone()
         if self.stop:
             raise stopping.Stopped
-
-    def _counted(self, folder: Path) -> Path:
-        return folder / f"counted_{PartialState().process_index}.json"
 
     @staticmethod
     def _not_at_the_end(control: Any) -> None:

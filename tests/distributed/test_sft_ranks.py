@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,15 +56,36 @@ def logits(folder):
 @pytest.fixture(scope="module")
 def alone(problems, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    return train(folder, problems, 1, None), logits(folder)
+    return train(folder, problems, 1, None), logits(folder), folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", [None, "zero2", "zero3"])
 def test_two_ranks_learn_what_one_process_learns(alone, problems, tmp_path, zero):
-    expected, expected_logits = alone
+    expected, expected_logits, _ = alone
     result = train(tmp_path, problems, 2, zero)
     assert result["steps"] == expected["steps"] and result["rows"] == expected["rows"]
     assert result["loss"] == pytest.approx(expected["loss"], rel=1e-2)
     assert result["eval_loss"] == pytest.approx(expected["eval_loss"], rel=2e-2)
     assert torch.allclose(logits(tmp_path), expected_logits, atol=0.2)
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_goes_on_from_a_checkpoint(alone, problems, tmp_path):
+    """From one to two and from two to one: the second goes on from what the first wrote."""
+    expected, expected_logits, before = alone
+    for processes, step in ((2, 16), (1, 24)):
+        shutil.copytree(before / "checkpoints" / f"checkpoint-{step}", tmp_path / f"{processes}" / "checkpoints" / f"checkpoint-{step}")
+        before = tmp_path / f"{processes}"
+        result = train(before, problems, processes, None)
+        assert result["steps"] == expected["steps"] and result["loss"] == pytest.approx(expected["loss"], rel=1e-2)
+        assert result["eval_loss"] == pytest.approx(expected["eval_loss"], rel=2e-2)
+        assert torch.allclose(logits(before), expected_logits, atol=0.05)
+
+
+@pytest.mark.slow
+def test_with_deepspeed_another_number_of_ranks_or_zero_stage_is_told_of(problems, tmp_path):
+    train(tmp_path, problems, 2, "zero1")
+    for processes, zero, named in ((2, "zero2", r"\(ZeRO stage\)"), (1, "zero1", r"\(processes\)")):
+        with pytest.raises(AssertionError, match=named):
+            train(tmp_path, problems, processes, zero)
