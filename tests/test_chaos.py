@@ -6,15 +6,20 @@ import importlib.util
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from reward_models import checkpoints
+from rlef import prompts
 from rlef.config import TrackingSection
+from rlef.rollout.journal import Answer, Journal
+from rlef.rollout.remote import OpenAIChat
 from rlef.run_dir import RunDir
 from rlef.tracking import Tracker
 
@@ -66,6 +71,64 @@ def test_damage_is_to_the_newest_checkpoint_or_the_last_line(chaos, tmp_path, se
     file.write_bytes(b"first\nsecond\n")
     assert chaos.damage_metrics(tmp_path, random.Random(seed)).startswith("metrics, ")
     assert file.read_bytes() != b"first\nsecond\n" and file.read_bytes().startswith(b"first\n")
+
+
+def journalled(folder):
+    journal = Journal(folder / "journal.sqlite")
+    for number in range(20):
+        journal.keep(f"k{number}", Answer(f"{number} " * 300, "stop"))
+    return journal
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_damaged_journal_can_be_put_back(chaos, tmp_path, seed):
+    (tmp_path / "run").mkdir()
+    opened = journalled(tmp_path / "run")  # not closed: its log is there, as after a kill
+    everything = {f"k{number}" for number in range(20)}
+    assert chaos.answered(tmp_path / "run") == everything
+    chaos.keep_journal(tmp_path / "run", tmp_path / "before")
+    assert chaos.damage_journal(tmp_path / "run", random.Random(seed)).startswith("journal")
+    assert chaos.answered(tmp_path / "run") <= everything
+    chaos.restore_journal(tmp_path / "run", tmp_path / "before")
+    assert chaos.answered(tmp_path / "run") == everything
+    del opened
+
+
+def test_an_interruption_comes_at_its_share_of_the_stages_processor_time(chaos):
+    planned, rng = Counter({"sft": 1}), random.Random(0)
+    aim = chaos.Aim(planned, {"problems": 1.0, "sft": 10.0}, rng)
+    due = 5.0 + 10.0 * random.Random(0).random()
+    assert not aim("problems", 4.0) and not aim("sft", 5.0) and not aim("sft", due - 0.01) and aim("sft", due)
+    assert not chaos.Aim(Counter(), {"sft": 10.0}, rng)("sft", 99.0)
+
+
+def test_the_first_rank_that_fails_ends_the_others(chaos, monkeypatch):
+    def work(job):
+        time.sleep(60.0 if os.environ["RANK"] == "0" else 0.1)
+        return 3
+
+    monkeypatch.setattr("rlef.worker.main", work)
+    began = time.monotonic()
+    assert chaos.ranks("job", 2) == 3 and time.monotonic() - began < 30
+    monkeypatch.setattr("rlef.worker.main", lambda job: 0 if os.environ["WORLD_SIZE"] == "2" else 1)
+    assert chaos.ranks("job", 2) == 0
+
+
+def test_the_server_notes_each_call_by_the_journals_own_key(chaos, tmp_path):
+    server = chaos.serve(tmp_path / "port.json", tmp_path / "requests.txt")
+    try:
+        url = f"http://127.0.0.1:{(tmp_path / 'port.json').read_text()}/v1"
+        journal = Journal(tmp_path / "journal.sqlite")
+        chat = OpenAIChat(model="teacher", base_url=url, api_key_env="NONE", concurrency=2, timeout_s=20, retries=2, journal=journal)
+        texts = [prompts.JUDGE_STEPS, "1 and 2?", "1 and 2?"]
+        answers = chat.complete([[{"role": "user", "content": text}] for text in texts], temperature=0.0, max_tokens=9, seed=1)
+        chat.close()
+    finally:
+        os.kill(server, signal.SIGKILL)
+        os.waitpid(server, 0)
+    assert answers[1] == answers[2] == "3 + 1 = 4\n4 - 1 = 3\n#### 3"
+    sent, lines = chaos.sent_since(tmp_path / "requests.txt", 0)
+    assert set(sent) == chaos.answered(tmp_path) and lines == 2 and chaos.sent_since(tmp_path / "requests.txt", 2) == ([], 2)
 
 
 @pytest.mark.slow
