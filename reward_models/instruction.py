@@ -53,11 +53,10 @@ def fit_slope(differences: Sequence[float]) -> float:
 
 
 class InstructionRewardModel:
-    """Scores instructions; each text is scored once and remembered."""
+    """Scores instructions; in one call each text is scored once."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, calibration: Calibration) -> None:
         self.model, self.tokenizer, self.calibration = model.eval(), tokenizer, calibration
-        self._known: dict[str, float] = {}
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu", model: PreTrainedModel | None = None) -> InstructionRewardModel:
@@ -81,10 +80,13 @@ class InstructionRewardModel:
         return len(instruction_ids(self.tokenizer, instruction, sys.maxsize)) > self.calibration.max_length
 
     def raw_scores(self, instructions: Sequence[str], batch_size: int = 64) -> list[float]:
-        """Scores up to a shift, one an instruction: the logits of the plain sequence classifier."""
-        new = [text for text in dict.fromkeys(instructions) if text not in self._known]
-        self._known |= dict(zip(new, score_texts(self.model, self.tokenizer, new, self.calibration.max_length, batch_size), strict=True))
-        return [self._known[text] for text in instructions]
+        """Scores up to a shift, one an instruction: the logits of the plain sequence classifier. None is kept for another call: batches
+        that hang on earlier calls would give other last digits to a run that was stopped between them."""
+        distinct = list(dict.fromkeys(instructions))
+        scores = dict(
+            zip(distinct, score_texts(self.model, self.tokenizer, distinct, self.calibration.max_length, batch_size), strict=True)
+        )
+        return [scores[text] for text in instructions]
 
 
 def score_texts(model: PreTrainedModel, tokenizer: Tokenizer, texts: Sequence[str], max_length: int, batch_size: int = 64) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -531,3 +532,14 @@ def test_command_line_trains_scores_and_evaluates(policy_folder, tmp_path, capsy
 )
 def test_rows_scored_together_are_alike_in_length(lengths, size, found):
     assert list(batches_by_length(lengths, size)) == found
+
+
+def test_a_score_does_not_hang_on_earlier_calls(monkeypatch):
+    """A run that goes on has not made them, and other batches give other last digits."""
+    batches = []
+    monkeypatch.setattr(
+        "reward_models.instruction.score_texts", lambda model, tokenizer, texts, *rest: batches.append(texts) or [0.0] * len(texts)
+    )
+    scorer = InstructionRewardModel(torch.nn.Identity(), None, SimpleNamespace(max_length=9))
+    scorer.raw_scores(["a", "b"])
+    assert scorer.raw_scores(["b", "c", "b"]) == [0.0] * 3 and batches == [["a", "b"], ["b", "c"]]
