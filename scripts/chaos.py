@@ -405,14 +405,14 @@ def wandb_differences(folder: Path) -> list[str]:
 
 
 def wandb_history(file: Path) -> list[dict[str, float]]:
-    """The numbers of an offline run, by the order in which they were logged."""
+    """The numbers of an offline run, by the order in which they were logged, without those of tables."""
     from wandb.proto import wandb_internal_pb2
 
     rows = []
     for frame in frames(file.read_bytes()):
         record = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
         record.ParseFromString(frame)
-        values = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item if len(item.nested_key) < 2}
         rows.append({key: value for key, value in values.items() if "/" in key and isinstance(value, int | float)})
     return [row for row in rows if row]
 
