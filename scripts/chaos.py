@@ -100,6 +100,7 @@ class Runs:
         code = 1
         try:
             os.setsid()
+            children.end_with_parent(signal.SIGKILL)
             with self.log.open("a") as out:
                 os.dup2(out.fileno(), 1)
                 os.dup2(out.fileno(), 2)
