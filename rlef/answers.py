@@ -9,7 +9,9 @@ from __future__ import annotations
 import atexit
 import functools
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ from fractions import Fraction
 LONGEST = 200  # characters of an answer; longer ones are no answers
 TIME_LIMIT_S = 5.0
 START_LIMIT_S = 120.0  # the worker imports sympy: seconds on a slow disk
+GRACE_S = 5.0  # beyond TIME_LIMIT_S, for a worker that does not answer at all
 MEMORY_LIMIT = 2 * 1024**3
 
 _SAID = re.compile(r"(?:the )?(?:final )?answer is:?\s*([^\n]{1,200})", re.IGNORECASE)
@@ -141,17 +144,17 @@ class _Worker:
                 )
                 atexit.register(self._process.kill)
                 # Its imports are over when it has answered this: the next answer's time is its own.
-                if self._ask(self._process, "1", "1", START_LIMIT_S) != "true":
+                if self._ask(self._process, "1", "1", START_LIMIT_S, START_LIMIT_S) != "true":
                     raise RuntimeError("the math-verify process does not start; check `python -c 'import math_verify'`")
-            return self._ask(self._process, first, second, TIME_LIMIT_S) == "true"
+            return self._ask(self._process, first, second, TIME_LIMIT_S, TIME_LIMIT_S + GRACE_S) == "true"
 
-    def _ask(self, process: subprocess.Popen[str], first: str, second: str, limit: float) -> str:
-        """Its reply; "" where it died or had to be killed."""
+    def _ask(self, process: subprocess.Popen[str], first: str, second: str, limit: float, patience: float) -> str:
+        """Its reply within `limit`; "" where it died or, after `patience`, had to be killed."""
         assert process.stdin is not None and process.stdout is not None
-        timer = threading.Timer(limit, process.kill)
+        timer = threading.Timer(patience, process.kill)
         timer.start()
         try:
-            process.stdin.write(json.dumps([first, second]) + "\n")
+            process.stdin.write(json.dumps([first, second, limit]) + "\n")
             process.stdin.flush()
             reply = process.stdout.readline().strip()
         except (BrokenPipeError, OSError):
@@ -171,19 +174,38 @@ _worker = _Worker()
 
 
 def _serve() -> None:
-    """Worker's side: one JSON pair a line in, true or false out."""
+    """Worker's side: one JSON row a line in (two answers, seconds), true or false out. A child does the work and dies at its time limit;
+    the next one is a fork, and pays for no import."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    _equal("\\frac{1}{2}+x", "x+0.5")  # imports, and the parser's tables
+    while True:
+        child = os.fork()
+        if not child:
+            _judge_lines()
+            os._exit(0)
+        if os.waitpid(child, 0)[1] == 0:
+            return  # nobody asks any more
+        print("false", flush=True)  # for what it died of
+
+
+def _judge_lines() -> None:
+    while line := sys.stdin.readline():
+        first, second, limit = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, limit)  # the system ends this process then, whatever it is at
+        verdict = _equal(first, second)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print("true" if verdict else "false", flush=True)
+
+
+def _equal(first: str, second: str) -> bool:
     from math_verify import parse, verify
 
-    for line in sys.stdin:
-        first, second = json.loads(line)
-        try:
-            verdict = bool(verify(parse(f"${first}$", parsing_timeout=0), parse(f"${second}$", parsing_timeout=0), timeout_seconds=0))
-        except Exception:  # whatever hostile text provokes, it is not the same answer
-            verdict = False
-        print("true" if verdict else "false", flush=True)
+    try:
+        return bool(verify(parse(f"${first}$", parsing_timeout=0), parse(f"${second}$", parsing_timeout=0), timeout_seconds=0))
+    except Exception:  # whatever hostile text provokes, it is not the same answer
+        return False
 
 
 if __name__ == "__main__":
