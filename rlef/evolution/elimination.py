@@ -18,7 +18,7 @@ LEAKED_RUN = 6  # words in a row that a child can only have from the prompt that
 _WORD = re.compile(r"(?:[^\W_]|')+")
 # A question mark, or a request at the start of a sentence or clause.
 _ASKS = re.compile(
-    r"[?？]|(?:^|[.!:;,\n]\s*|\b(?:and|then|please)\s+)"
+    r"[?？]|(?:^|[.!:;,\n]\s{0,9}|\b(?:and|then|please)\s{1,9})"
     r"(?:how (?:many|much|long|far|old|big|tall|fast|often)|what|which|who|whose|when|where|why|find|calculate|compute|determine|evaluate"
     r"|solve|prove|show|simplify|estimate|express|factor|write|give|name|list|state|tell|work out)\b",
     re.IGNORECASE,

@@ -13,6 +13,7 @@ from rlef.evolution.ranking import agreed_ranks
 from rlef.records import Aspect, Problem
 from rlef.teacher import ASPECTS, QUALITIES, Quality
 
+_SIGNS = ("+", "-", "*", "/")
 _PART = re.compile(r"\d+|[A-Za-z]+|\s+|.", re.DOTALL)
 # Words whose capital letter names nobody.
 _STARTERS = frozenset(("How", "What", "Find", "The", "There", "Then", "If", "At", "By", "Each", "It", "Every", "In", "On", "A", "An"))
@@ -55,22 +56,26 @@ def perturbed(step: str, before: str, rng: random.Random) -> str | None:
     None where there is nothing to change. Whether the result is wrong is for a judge to say.
     """
     parts = _PART.findall(step)
-    choices: list[tuple[int, list[str]]] = []
-    for place, part in enumerate(parts):
-        if part.isdecimal() and len(part) < 10:
-            near = [str(int(part) + change) for change in (-3, -2, -1, 1, 2, 3) if int(part) + change > 0]
-            others = near + [found for found in re.findall(r"\d+", before) if len(found) < 10]
-        elif part in ("+", "-", "*", "/"):
-            others = ["+", "-", "*", "/"]
-        else:
-            others = [word for word in re.findall(r"\b[A-Z][a-z]+", before) if word not in _STARTERS] if part.istitle() else []
-        others = [other for other in others if other != part]
-        if others:
-            choices.append((place, others))
-    if not choices:
+    names = [word for word in re.findall(r"\b[A-Z][a-z]+", before) if word not in _STARTERS]
+    distinct = set(names)
+
+    def is_number(part: str) -> bool:
+        return part.isdecimal() and len(part) < 10
+
+    def changes(part: str) -> bool:
+        return is_number(part) or part in _SIGNS or (part.istitle() and len(distinct) > (part in distinct))
+
+    places = [place for place, part in enumerate(parts) if changes(part)]
+    if not places:
         return None
-    place, others = rng.choice(choices)
-    parts[place] = rng.choice(others)
+    place = rng.choice(places)
+    part = parts[place]
+    if is_number(part):
+        near = [str(int(part) + change) for change in (-3, -2, -1, 1, 2, 3) if int(part) + change > 0]
+        others = near + [found for found in re.findall(r"\d+", before) if len(found) < 10]
+    else:
+        others = list(_SIGNS) if part in _SIGNS else names
+    parts[place] = rng.choice([other for other in others if other != part])
     return "".join(parts)
 
 

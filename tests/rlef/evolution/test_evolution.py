@@ -6,6 +6,7 @@ import inspect
 import math
 import random
 import re
+import time
 
 import pytest
 
@@ -215,3 +216,17 @@ def test_a_perturbed_step_differs_in_one_number_sign_or_name():
         old, new = (re.findall(r"[A-Za-z]+|\d+|[-+*/]", one) for one in (step, text))
         assert len(old) == len(new) and sum(a != b for a, b in zip(old, new, strict=True)) == 1
     assert perturbed("so it is", "Ann has 8", rng) is None
+
+
+@pytest.mark.parametrize("bomb", ["\n" * 200_000, ": " * 100_000 + "é", "then" + " " * 200_000, "please\t" * 50_000])
+def test_no_text_makes_the_rules_of_elimination_slow(bomb):
+    began = time.process_time()
+    eliminated_by(PARENT, f"Ann has 3 eggs{bomb}x", require_question=True)
+    assert time.process_time() - began < 1
+
+
+def test_a_step_of_a_hundred_thousand_numbers_is_perturbed_at_once():
+    began = time.process_time()
+    changed = perturbed("1 " * 50_000, "2 " * 50_000, random.Random(0))
+    assert changed is not None and len(changed.split()) == 50_000 and set(changed.split()) <= {"1", "2", "3", "4"}
+    assert time.process_time() - began < 1
