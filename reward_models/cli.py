@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from reward_models import stopping
+from reward_models import disk, stopping
 from reward_models.config import FormName
 from reward_models.errors import UserError
 from reward_models.gate import failure, mistakes
+from reward_models.terminal import inert
 
 if TYPE_CHECKING:
     from reward_models.process import ProcessRewardModel
@@ -124,9 +125,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     before = stopping.listen() if options.command == "train" else None
     try:
-        result = {"train": _train, "score": _score, "evaluate": _evaluate, "convert": _convert, "serve": _serve}[options.command](options)
+        commands = {"train": _train, "score": _score, "evaluate": _evaluate, "convert": _convert, "serve": _serve}
+        with disk.told(vars(options).get("out") or vars(options).get("output") or "."):
+            result = commands[options.command](options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(inert(f"error: {error}"), file=sys.stderr)
         return 2
     except stopping.Stopped:
         print("stopped by SIGTERM; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)

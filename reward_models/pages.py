@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reward_models.charts import line_chart
+from reward_models.terminal import inert
 
 Table = tuple[str, list[str], list[list[str]]]  # title, head, rows
 STYLE = (
@@ -63,6 +64,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 def as_text(table: Table) -> str:
     """Columns in line, the first to the left, numbers to the right."""
     title, head, rows = table
+    rows = [[" ".join(cell.split()) for cell in row] for row in rows]
     widths = [max(len(row[place]) for row in [head, *rows]) for place in range(len(head))]
     lines = [
         "  ".join(
@@ -70,7 +72,7 @@ def as_text(table: Table) -> str:
         )
         for row in [head, *rows]
     ]
-    return "\n".join([title, "-" * len(title), *(line.rstrip() for line in lines)])
+    return inert("\n".join([title, "-" * len(title), *(line.rstrip() for line in lines)]))
 
 
 def as_markdown(table: Table) -> str:

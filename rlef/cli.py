@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from reward_models import stopping
+from reward_models import disk, stopping
 from reward_models.errors import UserError as RewardModelsError
+from reward_models.terminal import inert
 from rlef import __version__
 from rlef.errors import UserError
 
@@ -106,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _dispatch(options)
     except (UserError, RewardModelsError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(inert(f"error: {error}"), file=sys.stderr)
         return 2
     except stopping.Stopped:
         print("stopped by SIGTERM; the same command goes on with the first unfinished stage", file=sys.stderr, flush=True)
@@ -147,7 +148,8 @@ def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "report" and Path(options.config).is_dir():
         from rlef.stages.report import write_report
 
-        print(write_report(Path(options.config)))
+        with disk.told(options.config, but=UserError):
+            print(write_report(Path(options.config)))
         return 0
     from rlef.config import WITHOUT_MODEL
     from rlef.load_config import load_config
@@ -245,7 +247,7 @@ def convert(options: argparse.Namespace) -> int:
     print(f"{options.source}: {done.rows:,} rows ({read_as})\n{options.target}: {done.written:,} rows ({options.to})")
     if done.first is not None:
         first = f"{done.first.file}, line {done.first.line}: {done.first.error}"
-        print(f"{side_file(Path(options.target))}: {done.aside:,} rows set aside; the first is {first}")
+        print(inert(f"{side_file(Path(options.target))}: {done.aside:,} rows set aside; the first is {first}"))
     return 0
 
 

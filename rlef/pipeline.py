@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reward_models import gate
+from reward_models import disk, gate
 from reward_models.client import served_digest
 from reward_models.errors import UserError as RewardModelsError
 from reward_models.statistics import in_points
@@ -484,7 +484,7 @@ def run(config: Config, *, start: str | None = None, only: str | None = None, ye
     reasons = plan(config, run_dir, inputs, forced=forced)
     if only is None:
         _guard(config, run_dir, reasons, yes)
-    with run_dir.locked():
+    with run_dir.locked(), disk.told(run_dir.root, but=UserError):
         _run_stages(config, run_dir, inputs, names, forced, yes)
     return run_dir
 
@@ -520,7 +520,7 @@ def _run_stages(
             _check_gate(config, run_dir, name)
             continue
         print(f"{label} ...", flush=True)
-        began = time.time()
+        began = time.monotonic()
         for key, urls in served_models(config.stages[name]).items():
             served_digest(urls, key)  # its error says which server does not answer, before anything loads
         print_ = fingerprint(config, run_dir, name, inputs[name])
@@ -533,7 +533,7 @@ def _run_stages(
         except Exception:
             run_dir.drop_if_empty(name)
             raise
-        seconds = time.time() - began
+        seconds = time.monotonic() - began
         keep_rows(run_dir.metrics_file, name, folder)
         run_dir.finish(name, print_, seconds, result)
         write_summary(config, run_dir)
@@ -610,7 +610,7 @@ def write_summary(config: Config, run_dir: RunDir) -> None:
 
 
 def _write_info(run_dir: RunDir, config: Config) -> None:
-    info = json.loads(run_dir.info_file.read_text()) if run_dir.info_file.is_file() else {"wandb": {}}
+    info = run_dir.info()
     names = ("rlef", "torch", "transformers", "trl", "deepspeed", "datasets", "wandb")
     versions = {}
     for name in names:

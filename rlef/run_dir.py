@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from reward_models.metrics import finite
 from reward_models.records import file_digest
@@ -39,6 +40,21 @@ def write_json(path: Path, value: Any) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     partial.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a file of the frame holds. Raises UserError where it is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, str(error)) from None
+    if not isinstance(value, dict):
+        raise damaged(path, "no JSON object")
+    return value
+
+
+def damaged(path: Path, how: str) -> UserError:
+    return UserError(f"{path}: not as it was written ({how:.200})", fix=f"move {path.parent} away: what it holds is made again")
 
 
 def folder_digests(folder: Path) -> dict[str, str]:
@@ -64,6 +80,10 @@ class Manifest:
     files: dict[str, str]
     seconds: float
     result: dict[str, Any]
+    sha256: str | None = None  # of the rest, where it was written by us
+
+
+_MANIFEST = TypeAdapter(Manifest)
 
 
 class RunDir:
@@ -90,6 +110,15 @@ class RunDir:
     def info_file(self) -> Path:
         return self.root / "run.json"
 
+    def info(self) -> dict[str, Any]:
+        """What run.json holds; `wandb`: the W&B run of each stage. Raises UserError where it is damaged."""
+        if not self.info_file.is_file():
+            return {"wandb": {}}
+        found = read_json(self.info_file)
+        if not isinstance(found.setdefault("wandb", {}), dict):
+            raise damaged(self.info_file, "wandb is no object")
+        return found
+
     @property
     def metrics_file(self) -> Path:
         return self.root / METRICS
@@ -100,9 +129,19 @@ class RunDir:
         return self.root / "journal.sqlite"
 
     def manifest(self, name: str) -> Manifest | None:
-        """None while the stage is not finished."""
+        """None while the stage is not finished. Raises UserError where it is not as it was written."""
         file = self.stage(name) / "manifest.json"
-        return Manifest(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+        if not file.is_file():
+            return None
+        stored = read_json(file)
+        seal = stored.pop("sha256", None)
+        if seal is not None and seal != digest(stored):
+            raise damaged(file, "its digest is another")
+        try:
+            return _MANIFEST.validate_python(stored)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise damaged(file, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
     def start(self, name: str, fingerprint: dict[str, str]) -> Path:
         """The stage's folder to work in. What an interrupted start of the very same stage left is kept, so that it can go on from there."""
@@ -116,13 +155,14 @@ class RunDir:
     def interrupted(self, name: str) -> dict[str, str] | None:
         """The fingerprint that the stage was last started with; None where it never was."""
         marker = self.stage(name) / "started.json"
-        return json.loads(marker.read_text()) if marker.is_file() else None
+        return read_json(marker) if marker.is_file() else None
 
     def finish(self, name: str, fingerprint: dict[str, str], seconds: float, result: dict[str, Any]) -> None:
         """Write the manifest: from here on the stage is done."""
         folder = self.stage(name)
-        manifest = {"fingerprint": fingerprint, "files": folder_digests(folder), "seconds": round(seconds, 3), "result": result}
-        write_json(folder / "manifest.json", manifest)
+        manifest = {"fingerprint": fingerprint, "files": folder_digests(folder), "seconds": round(seconds, 3), "result": finite(result)}
+        written = json.loads(json.dumps(manifest))  # keys that are numbers become texts
+        write_json(folder / "manifest.json", written | {"sha256": digest(written)})
         self.clear(name)
 
     def clear(self, name: str) -> None:
@@ -133,8 +173,8 @@ class RunDir:
     def supersede(self, *names: str) -> None:
         """Move these stages' folders away, together under one stamp; nothing is overwritten."""
         if self.info_file.is_file():
-            info = json.loads(self.info_file.read_text())
-            ids = {stage: run_id for stage, run_id in info.get("wandb", {}).items() if stage not in names}
+            info = self.info()
+            ids = {stage: run_id for stage, run_id in info["wandb"].items() if stage not in names}
             write_json(self.info_file, info | {"wandb": ids})  # other work is another W&B run
         place = self.root / "superseded" / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
         for name in names:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reward_models.records import RankedList, SteppedSolution, read_records
+from reward_models.terminal import inert
 from rlef.memory import GB, PARTS
 from rlef.needs import Machines
 from rlef.plan import Setting, StagePlan, together
@@ -38,7 +39,7 @@ def evolve_table(result: Mapping[str, Any], folder: Path, parents: Sequence[Path
     rows.append(("renumbered tests, reported", result["renumbered"]))
     for number, found in result.get("rounds", {}).items():  # by feedback alone
         rows += [(f"round {number}: {name.replace('_', ' ')}", value) for name, value in found.items()]
-    return "\n".join([*_aligned([*rows, *_teacher(result)]), *_evolved_examples(folder, parents)])
+    return inert("\n".join([*_aligned([*rows, *_teacher(result)]), *_evolved_examples(folder, parents)]))
 
 
 def label_table(result: Mapping[str, Any], folder: Path) -> str:
@@ -46,7 +47,7 @@ def label_table(result: Mapping[str, Any], folder: Path) -> str:
     for name, value in result.items():
         parts = value.items() if name == "ranking" else [(name, value)]
         rows += [(part.replace("_", " "), one) for part, one in parts if isinstance(one, int | float | str)]
-    return "\n".join([*_aligned([*rows, *_teacher(result)]), *_label_examples(folder)])
+    return inert("\n".join([*_aligned([*rows, *_teacher(result)]), *_label_examples(folder)]))
 
 
 def plan_table(plans: Sequence[StagePlan], machines: Machines) -> None:

@@ -213,7 +213,7 @@ def mend(file: Path, finished: Mapping[str, Path]) -> None:
 def _rows(file: Path) -> Iterator[tuple[str, str]]:
     """(stage, line) of all lines that hold a row."""
     for line in _lines_of(file):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             yield str(json.loads(line)["stage"]), line
 
 

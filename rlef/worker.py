@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from reward_models import stopping
+from reward_models import disk, stopping
 from reward_models.errors import UserError as RewardModelsError
 from rlef.children import end_with_parent
 from rlef.engines import dist
@@ -29,12 +29,16 @@ def main(file: str) -> int:
     run = RunDir(str(config.run.dir))
     stopping.listen()
     try:
-        result = call(config, run, job["stage"], folder, job["inputs"], job["function"], main=first and job["tracked"])
-        if first:
-            write_json(folder / "result.json", result)
+        with disk.told(folder, but=UserError):
+            result = call(config, run, job["stage"], folder, job["inputs"], job["function"], main=first and job["tracked"])
+            if first:
+                write_json(folder / "result.json", result)
         dist.close()
     except (UserError, RewardModelsError) as error:
-        (folder / "error.txt").write_text(str(error))  # where several ranks make a mistake, they all make this one
+        try:
+            (folder / "error.txt").write_text(str(error))  # where several ranks make a mistake, they all make this one
+        except OSError:  # a full disk has no room for it
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     except stopping.Stopped:
         _leave(stopping.EXIT_CODE)

@@ -104,7 +104,7 @@ class FreshRounds:
         return list(read_jsonl(rounds.stage(name) / "evolved.jsonl", Problem, may_be_empty=True))
 
     def _evolve(self, number: int, rounds: RunDir, name: str) -> None:
-        began = time.time()
+        began = time.monotonic()
         measured: dict[str, float] = {}
         for iteration in range((number - 1) * self.every, number * self.every):
             measured |= {row.problem_id: row.pass_rate for row in read_jsonl(self._rates_file(iteration), PassRate, may_be_empty=True)}
@@ -121,7 +121,7 @@ class FreshRounds:
         result = self._child(folder)
         (folder / "pool" / "evolved.jsonl").unlink()
         (folder / "pool").rmdir()
-        rounds.finish(name, rates, time.time() - began, result)
+        rounds.finish(name, rates, time.monotonic() - began, result)
 
     def _child(self, folder: Path) -> dict[str, Any]:
         """One round of the evolve stage that the config names, by feedback, in a process that is no rank."""

@@ -6,24 +6,27 @@ import difflib
 import html
 import json
 import math
-from collections import defaultdict
+import traceback
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from reward_models.charts import line_chart
 from reward_models.statistics import in_points
 from rlef.charts import interval_chart
 from rlef.errors import UserError
+from rlef.load_config import read_yaml
 from rlef.records import Eliminated, Problem, Rollout, read_jsonl
+from rlef.run_dir import read_json
 from rlef.stages.context import StageContext
 
 STAGE_VERSION = 1
 BY_ITERATION = ("ppo", "grpo")  # kinds that sample anew in each
 PER_OPERATION, PER_RULE, ROLLOUTS = 2, 1, 12  # examples shown
+LONGEST = 4000  # characters of a text that are shown
+PAIRS = 50_000  # equal words of two texts, pair by pair, above which new words are not looked for: that takes pairs times blocks
 SAME_TEXT = 0.4  # share of common words from which a rewrite is shown with its new words marked
 
 TITLES = {
@@ -128,10 +131,26 @@ def run(ctx: StageContext) -> dict:
 
 
 def write_report(run_dir: Path) -> Path:
-    """Raises UserError where the folder holds no run."""
+    """Raises UserError where the folder holds no run, or one with a damaged file."""
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"{run_dir}: no config.yaml there", fix="give a run directory, e.g. runs/quickstart")
-    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    try:
+        page = _page(run_dir)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        told = f"{type(error).__name__}: {error}, {Path(where.filename).name} line {where.lineno}"
+        raise UserError(
+            f"{run_dir}: no report: a file there is not as rlef writes it ({told:.300})", fix="make that stage again"
+        ) from error
+    target = run_dir / "report.html"
+    partial = run_dir / "report.html.partial"
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(target)
+    return target
+
+
+def _page(run_dir: Path) -> str:
+    config = read_yaml(run_dir / "config.yaml", fix="run `rlef run` once more: it writes it anew")
     manifests = {name: _json(run_dir / name / "manifest.json") for name in config["stages"]}
     kinds = {name: stage["kind"] for name, stage in config["stages"].items()}
     metrics = _metrics(run_dir / "metrics.jsonl")
@@ -165,16 +184,11 @@ def write_report(run_dir: Path) -> Path:
     ]
     sections = [(title, body) for title, body in sections if body]
     links = "".join(f"<a href='#s{place}'>{_e(title.split(':')[0])}</a>" for place, (title, _) in enumerate(sections))
-    page = (
+    return (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>"
         f"<title>rlef: {_e(run_dir.resolve().name)}</title><style>{STYLE}</style><body>{_summary(run_dir, config, manifests, kinds, results, metrics)}"
         f"<nav>{links}</nav>{''.join(f'<h2 id=s{place}>{_e(title)}</h2>{body}' for place, (title, body) in enumerate(sections))}</body></html>"
     )
-    target = run_dir / "report.html"
-    partial = run_dir / "report.html.partial"
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(target)
-    return target
 
 
 # --------------------------------------------------------------------------------------------- sections
@@ -215,7 +229,7 @@ def _summary(
         if kind in BY_ITERATION and rewards:
             state = "" if manifests[name] else ", not finished"
             sentences.append(
-                f"{name}: {rewards[-1][0]} of {config['stages'][name].get('iterations', '?')} iterations{state}; mean reward {_number(rewards[0][1])} at the first, {_number(rewards[-1][1])} at the last."
+                f"{name}: {rewards[-1][0]:g} of {config['stages'][name].get('iterations', '?')} iterations{state}; mean reward {_number(rewards[0][1])} at the first, {_number(rewards[-1][1])} at the last."
             )
     for policy, row in results.items():
         if "gain" in row:
@@ -352,6 +366,9 @@ def _rewrite(parent: Problem | None, child: Problem) -> str:
 def _marked(parent: Problem, child: Problem) -> str:
     """The child's question; its new words are marked where it is a revision and not another problem."""
     old, new = parent.question.split(), child.question.split()
+    before = Counter(old)
+    if len(child.question) > LONGEST or sum(before[word] for word in new) > PAIRS:
+        return _e(child.question)
     matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
     if matcher.ratio() < SAME_TEXT:
         return _e(child.question)
@@ -440,7 +457,7 @@ def _rollouts(run_dir: Path, name: str, kinds: dict[str, str]) -> str:
     cards = []
     for row in rows:
         steps = []
-        for place, line in enumerate(line for line in row.text.splitlines() if line.strip()):
+        for place, line in enumerate(line for line in _cut(row.text).splitlines() if line.strip()):
             score = row.step_scores[place] if place < len(row.step_scores) else None
             colour = f"hsl({120 * score:.0f} 65% 45%)" if score is not None else "gray"
             shown = "    " if score is None else f"{score:.2f}"
@@ -495,7 +512,11 @@ def _timeline(run_dir: Path, manifests: dict[str, Any], kinds: dict[str, str]) -
 
 
 def _e(value: object) -> str:
-    return html.escape(str(value))
+    return html.escape(_cut(str(value)))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
 def _scalars(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -553,7 +574,7 @@ def _charts(*charts: str) -> str:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def _rows(file: Path, record: Any) -> list[Any]:
@@ -567,9 +588,10 @@ def _metrics(file: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:  # the last line of a run that was killed
+                stage, step = str(row.pop("stage")), float(row.pop("step"))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # the last line of a run that was killed
                 continue
             for name, value in row.items():
-                if name not in ("stage", "step", "time") and value is not None:
-                    found[row["stage"]][name].append((row["step"], value))
+                if name != "time" and isinstance(value, int | float):
+                    found[stage][name].append((step, value))
     return found

@@ -285,6 +285,10 @@ def test_probes_score_no_solution_a_second_time(solutions):
 # ------------------------------------------------------------------------------------------------ pages
 
 
+def test_names_of_others_do_not_act_in_a_terminal():
+    assert as_text(("t", ["", "measured"], [["a\x1b[2J\nb", "0.500"]])).splitlines()[3] == "a\\x1b[2J b     0.500"
+
+
 def test_tables_and_page_say_what_was_found_and_need_no_network(measured):
     result = measured
     text = "\n".join(as_text(table) for table in tables(result))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import yaml
@@ -188,3 +189,45 @@ def test_intervals_below_zero_stay_inside_the_chart():
     assert interval_chart("t", {}) == ""
     chart = interval_chart("t", {"<b>": (-0.1, -0.2, -0.05)})
     assert "&lt;b&gt;" in chart and "-20%" in chart and ">0%" in chart and 'x1="-' not in chart
+
+
+def test_long_and_repetitive_texts_are_cut_and_compared_at_no_cost(tmp_path):
+    run = make_run(tmp_path / "run")
+    lineage = Lineage(parent="a", root="s", operation="up.add_step", round=1, teacher="t")
+    long = "word " * 100_000
+    parent = Problem(id="a", question=long, lineage=lineage.model_copy(update={"parent": "s"}))
+    write_jsonl(run / "evolve" / "evolved.jsonl", [parent, Problem(id="b", question=f"new {long}", lineage=lineage)])
+    began = time.process_time()
+    page = write_report(run).read_text()
+    assert time.process_time() - began < 2 and "word  …" in page and len(page) < 100_000
+
+
+@pytest.mark.parametrize(
+    "name,text",
+    [
+        ("evaluate/results.json", '{"ppo": {"n": 3}}'),
+        ("evaluate/results.json", '{"ppo": '),
+        ("irm/manifest.json", "[]"),
+        ("config.yaml", "stages: [a]"),
+        ("config.yaml", "\0"),
+        ("ppo/rollouts.jsonl", "\0"),
+    ],
+)
+def test_a_damaged_file_is_a_message_that_names_the_run(tmp_path, name, text):
+    run = make_run(tmp_path / "run")
+    (run / name).write_text(text)
+    with pytest.raises(UserError, match="run"):
+        write_report(run)
+
+
+def test_rows_of_metrics_that_make_no_sense_are_left_out(tmp_path):
+    run = make_run(tmp_path / "run")
+    before = write_report(run).read_text()
+    with (run / "metrics.jsonl").open("a") as handle:
+        handle.write(
+            '\n[]\n3\n{"stage": "ppo", "step": "x", "reward/total": 1}\n{"stage": "ppo", "step": 1, "ppo/kl": "<b>"}\n'
+            + "9" * 5000
+            + "\n"
+            + "[" * 100_000
+        )
+    assert write_report(run).read_text() == before

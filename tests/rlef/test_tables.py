@@ -93,3 +93,15 @@ def test_the_table_comes_with_the_stage_alone(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "no_information_gain" in out and "set aside, " in out and "kept, " in out
     assert main(["run", *common, "--only", "evolve"]) == 0 and "set aside, " in capsys.readouterr().out  # done before, shown again
+
+
+def test_what_a_model_wrote_does_not_act_in_the_terminal(tmp_path):
+    acting = "\x1b]52;c;cm0=\x07 \u202egnp \x9b31m[bold]\r"
+    items = (RankedItem(text=acting, rank=1), RankedItem(text="Good?", rank=0))
+    write_jsonl(tmp_path / "rankings.jsonl", [RankedList(seed_id="s", items=items, labeller=acting)])
+    write_jsonl(
+        tmp_path / "steps.jsonl", [SteppedSolution(problem_id="p", question=acting, steps=(acting,), labels=(0.0,), labeller=acting)]
+    )
+    said = label_table({"method": acting}, tmp_path)
+    shown = "\\x1b]52;c;cm0=\\x07 \\u202egnp \\x9b31m[bold]"
+    assert said.count(shown) == 5 and not any(character in said for character in "\x1b\x07\x9b\r\u202e")
