@@ -85,28 +85,22 @@ class Journal:
     """One SQLite file, for any number of threads and processes. `path` None: in memory, for as long as the object lives.
 
     Killing the process loses nothing. After a power cut the last seconds may be missing (synchronous=NORMAL), never the whole file.
-    Raises UserError where the file is damaged or cannot be used, sqlite3.Error where the disk fails later.
+    Raises UserError where the file is damaged or cannot be used, or the disk is full.
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._path = threading.Lock(), path
         if path is not None and lost_frames(path.with_name(path.name + "-wal")):
             _tell(path, "the last calls in its log are lost, and sent again where they are needed")
-        try:
+        with self._told():
             self._database = sqlite3.connect(path or ":memory:", timeout=BUSY_S, isolation_level=None, check_same_thread=False)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
-            with self._transaction():
-                damage, changed = self._damage(), self._drop_changed()
-        except sqlite3.DatabaseError as error:
-            damage, changed = str(error), 0
+        with self._transaction():
+            damage, changed = self._damage(), self._drop_changed()
         if damage is not None:
-            raise UserError(
-                f"{path}: the journal of the teacher's calls cannot be used ({damage})",
-                fix="where run.dir is on no local disk, set it to one; else put a copy of the journal back, or move it away: then what "
-                "unfinished stages ask is sent, and paid, again",
-            )
+            raise self._unusable(damage)
         if changed:
             _tell(path, f"{changed} answers are not as they were written, and are asked for again where they are needed")
 
@@ -128,7 +122,7 @@ class Journal:
         return len(wrong)
 
     def answer(self, key: str) -> Answer | None:
-        with self._lock:
+        with self._lock, self._told():
             row = self._database.execute("SELECT text, finish FROM answers WHERE key = ?", (key,)).fetchone()
         return Answer(*row) if row else None
 
@@ -151,14 +145,14 @@ class Journal:
         """
         tokens = (used.prompt_tokens, used.completion_tokens) if used else (None, None)
         with self._transaction():
-            (key,) = self._database.execute(
+            row = self._database.execute(
                 "UPDATE attempts SET state = 'answered', prompt_tokens = coalesce(?, prompt_tokens), "
                 "completion_tokens = coalesce(?, completion_tokens), note = ? WHERE id = ? RETURNING key",
                 (*tokens, None if used else "usage not told", attempt),
             ).fetchone()
-            if answer is None:
-                return None
-            return self._keep(key, answer)
+            if row is None:
+                raise sqlite3.DatabaseError("a call that was sent is gone from it")
+            return self._keep(row[0], answer) if answer is not None else None
 
     def reject(self, attempt: str, note: str) -> None:
         """It was turned down, or never got there: it costs nothing."""
@@ -173,7 +167,7 @@ class Journal:
             return self._keep(key, answer)
 
     def account(self) -> Account:
-        with self._lock:
+        with self._lock, self._told():
             return self._account()
 
     def close(self) -> None:
@@ -189,18 +183,38 @@ class Journal:
 
     def _account(self) -> Account:
         rows = {state: Calls(*counts) for state, *counts in self._database.execute("SELECT * FROM totals")}
+        if not rows.keys() >= {"sent", "answered", "rejected"}:
+            raise sqlite3.DatabaseError("its totals are gone")
         return Account(rows["answered"], rows["sent"], rows["rejected"].calls)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock:
+        with self._lock, self._told():
             self._database.execute("BEGIN IMMEDIATE")  # a lock taken at the first write could fail half-way when two processes write
             try:
                 yield
+                self._database.execute("COMMIT")
             except BaseException:
-                self._database.execute("ROLLBACK")
+                if self._database.in_transaction:  # a full disk ends it by itself
+                    self._database.execute("ROLLBACK")
                 raise
-            self._database.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """What SQLite cannot do, in the user's words."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._unusable(str(error), full=getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL) from None
+
+    def _unusable(self, why: str, *, full: bool = False) -> UserError:
+        return UserError(
+            f"{self._path}: the journal of the teacher's calls cannot be used ({why})",
+            fix="free space on that disk; the same command goes on"
+            if full
+            else "where run.dir is on no local disk, set it to one; else put a copy of the journal back, or move it away: then what "
+            "unfinished stages ask is sent, and paid, again",
+        )
 
 
 def answer_digest(key: str, text: str | None, finish: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
+from reward_models.terminal import inert
 from rlef.config import Prices
 from rlef.errors import UserError
 from rlef.prompts import Message
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # of the exponential backoff
 LONGEST_ASKED_S = 600.0  # of a Retry-After: a rate limit of a minute is obeyed, one of a day is not waited for
+MOST_TOKENS = 10**9  # of one call, that are believed
 TEMPLATE_TOKENS = 128  # at most, of what a server's chat template puts around a prompt
 MISTAKEN_ROWS = 20  # rejected from the first on: it is not the rows, it is the settings
 ROW_REJECTED = (400, 413, 422)
@@ -324,7 +326,7 @@ class OpenAIChat:
             first = self._done["troubles"] == 1
         if first:
             again = f"try {number + 2} of {self.retries + 1} in {wait:.1f} s"
-            print(f"teacher at {self.base_url}: {problem}; {again}", file=sys.stderr, flush=True)
+            print(inert(f"teacher at {self.base_url}: {problem}; {again}"), file=sys.stderr, flush=True)
 
     def _rejected(self, problem: str) -> None:
         self._count("rejected")
@@ -357,7 +359,7 @@ def read_body(body: Any) -> tuple[Answer | None, Calls | None]:
     body = body if isinstance(body, dict) else {}
     usage, choices = body.get("usage"), body.get("choices")
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else [None]
-    used = Calls(1, *counts) if all(isinstance(count, int) for count in counts) else None  # type: ignore[arg-type]
+    used = Calls(1, *counts) if all(isinstance(count, int) and 0 <= count <= MOST_TOKENS for count in counts) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(choice, dict) or not isinstance(message, dict):
@@ -365,7 +367,9 @@ def read_body(body: Any) -> tuple[Answer | None, Calls | None]:
     text, finish = message.get("content"), str(choice.get("finish_reason"))
     if message.get("refusal") or finish == "content_filter":
         return Answer(None, "refusal"), used
-    return Answer(text.strip() if isinstance(text, str) else "", finish), used
+    # Half of a surrogate pair, which JSON can say, is no text: no file would take it.
+    whole = text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
+    return Answer(whole.strip(), finish.encode("utf-8", "replace").decode()), used
 
 
 def _most(request: dict[str, Any]) -> Calls:

@@ -251,3 +251,21 @@ def test_a_stage_keeps_the_server_as_busy_as_a_direct_load(endpoint, tmp_path):
     ours, theirs = server.busy(concurrency), direct.busy(concurrency)
     print(f"busy: stage {ours:.3f}, direct load {theirs:.3f}")
     assert theirs > 0.8 and ours >= 0.9 * theirs
+
+
+@pytest.mark.parametrize("count", [10**30, -1, 2.5, None, "9"])
+def test_counts_that_no_server_can_mean_are_not_believed(count):
+    answer, used = remote.read_body({"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": count, "completion_tokens": 1}})
+    assert answer == Answer("x", "None") and used is None
+
+
+def test_half_a_character_is_replaced_where_an_answer_comes_in(tmp_path):
+    body = json.loads('{"choices": [{"message": {"content": "a\\ud800b \\ud83d\\ude00"}, "finish_reason": "stop\\udfff"}]}')
+    answer, _ = remote.read_body(body)
+    assert answer == Answer("a?b 😀", "stop?")
+    assert Journal(tmp_path / "journal.sqlite").keep("k", answer) == answer
+
+
+def test_what_a_server_says_does_not_act_in_the_terminal(endpoint, client, capsys):
+    client(endpoint())._tell("\x1b]52;c;cm0=\x07", 0, 1.0)
+    assert "\\x1b]52;c;cm0=\\x07" in capsys.readouterr().err

@@ -150,3 +150,20 @@ def test_a_changed_answer_is_asked_for_again_and_a_changed_sum_is_a_mistake(tmp_
     journal._database.execute("UPDATE totals SET prompt_tokens = 1 WHERE state = 'answered'")
     with pytest.raises(UserError, match="do not add up"):
         Journal(file)
+
+
+def test_a_journal_that_is_damaged_later_or_whose_disk_is_full_is_told_and_what_it_holds_stays(tmp_path):
+    file = tmp_path / "journal.sqlite"
+    journal = Journal(file)
+    journal.settle(journal.intend("a", MOST, anything), Calls(1, 2, 1), Answer("x", "stop"))
+    journal._database.execute(f"PRAGMA max_page_count = {journal._database.execute('PRAGMA page_count').fetchone()[0]}")
+    with pytest.raises(UserError, match=r"journal\.sqlite: .*full[^$]*fix: free space"):
+        journal.keep("b", Answer("y" * 10**6, "stop"))
+    assert journal.answer("a") == Answer("x", "stop") and journal.answer("b") is None
+    journal._database.execute("PRAGMA max_page_count = 100000")
+    journal.keep("b", Answer("z", "stop"))
+    journal._database.execute("DELETE FROM totals")
+    with pytest.raises(UserError, match=r"journal\.sqlite: .*totals are gone"):
+        journal.account()
+    with pytest.raises(UserError, match="a call that was sent is gone"):
+        journal.settle("never", None, Answer("x", "stop"))
