@@ -175,7 +175,7 @@ def _head(folder: str | Path) -> str:
     """words (a language model's), two_class or logit. Raises UserError for a head that cannot be read here."""
     try:
         config = AutoConfig.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers raises a dozen kinds over a damaged file, each with its own words
         raise UserError(
             f"{folder}: no model could be loaded ({error})", fix="give a folder or hub id that from_pretrained loads"
         ) from error

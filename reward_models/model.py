@@ -25,8 +25,10 @@ Tokenizer: TypeAlias = Any
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Raises UserError where `folder` holds no tokenizer."""
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer.encode("1")  # some damages show at the first use
+        return tokenizer
+    except Exception as error:  # transformers raises a dozen kinds over a damaged file, each with its own words
         raise UserError(f"{folder}: no tokenizer could be loaded ({error})", fix="give a folder or hub id with a tokenizer") from error
 
 
@@ -78,7 +80,7 @@ def language_head(init: str | Path) -> torch.Tensor:
     """(V, H) weights of the LM head of a policy. Raises UserError where `init` has none."""
     try:
         head: Any = AutoModelForCausalLM.from_pretrained(str(init), dtype=torch.float32).get_output_embeddings()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers raises a dozen kinds over a damaged file, each with its own words
         raise UserError(f"{init}: no causal language model ({error})", fix="start from a policy, or set language_weight: 0") from error
     return head.weight.detach()
 
@@ -93,7 +95,7 @@ def load(auto: Any, folder: str | Path, device: str | torch.device = "cpu", *, l
             setattr(config, key, 0.0)
         config.classifier_dropout = 0.0
         model, info = auto.from_pretrained(str(folder), config=config, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers raises a dozen kinds over a damaged file, each with its own words
         raise UserError(
             f"{folder}: no model could be loaded ({error})", fix="give a folder or hub id that from_pretrained loads"
         ) from error

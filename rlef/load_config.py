@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from rlef.config import STAGE_TYPES, Config, EvolveStage, MethodStage, resolve_p
 from rlef.errors import UserError, raise_all
 from rlef.memory import Zero
 
+MOST_NODES = 100_000  # of a YAML file with its aliases written out
+# What PyYAML raises over texts that are no YAML: dates that do not exist, nests too deep, lists as keys, beside its own errors.
+NO_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, RecursionError)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -52,7 +56,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML where a key given twice is an error: the first would be dropped without a word."""
+    """YAML where a key given twice is an error: the first would be dropped without a word. So are aliases that grow without a limit."""
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None and _size(node, {}) > MOST_NODES:
+            raise yaml.YAMLError(f"with its aliases written out it has over {MOST_NODES:,} values")
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -63,6 +73,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """Nodes with all aliases written out; infinitely many where one holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # as long as it is being counted
+        pairs = node.value if isinstance(node, yaml.MappingNode) else [node.value] if isinstance(node, yaml.SequenceNode) else []
+        known[id(node)] = 1 + sum(_size(part, known) for pair in pairs for part in pair)
+    return known[id(node)]
+
+
 def read_yaml(path: Path, *, fix: str) -> dict[str, Any]:
     """The mapping that a YAML file holds. Raises UserError with the line of a mistake; `fix`: what to do where it is no mapping."""
     try:
@@ -70,7 +89,7 @@ def read_yaml(path: Path, *, fix: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{where}: not valid YAML ({error.problem})", fix="mend that line") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (*NO_YAML, OSError) as error:
         raise UserError(f"{path}: not a YAML text file ({error})", fix="give a YAML file") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: must be a mapping of keys", fix=fix)
@@ -172,8 +191,8 @@ def _override(data: dict[str, Any], text: str) -> None:
             raise UserError(f"{key}: {part} is no section", fix="check the key")
         target = step
     try:
-        target[parts[-1]] = yaml.safe_load(value)
-    except yaml.YAMLError:
+        target[parts[-1]] = yaml.load(value, Loader=_Loader)
+    except NO_YAML:
         raise UserError(f"{text!r}: the value is not valid YAML", fix="quote it") from None
 
 
@@ -211,10 +230,12 @@ def _check_files(config: Config, path: Path) -> None:
             settings = json.loads(Path(config.launch.deepspeed).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             wrong.append(f"launch.deepspeed: {config.launch.deepspeed}, line {error.lineno}: not valid JSON ({error.msg})")
+        except (ValueError, RecursionError, OSError) as error:
+            wrong.append(f"launch.deepspeed: {config.launch.deepspeed}: not valid JSON ({error})")
         else:
             try:
                 Zero.of(settings)
-            except (AttributeError, TypeError, ValueError):
+            except (AttributeError, TypeError, ValueError, OverflowError):
                 wrong.append(f"launch.deepspeed: {config.launch.deepspeed}: not a JSON object as DeepSpeed reads it")
     for name, stage in config.stages.items():
         if stage.kind == "problems":

@@ -63,6 +63,8 @@ class Zero:
         found = {key: value for key, value in settings.get("zero_optimization", {}).items() if value != "auto"}
         offloaded = {key: found.get(f"offload_{key}", {}).get("device", "none") != "none" for key in ("optimizer", "param")}
         stage = int(found.get("stage", 0))
+        if stage not in range(4):
+            raise ValueError(f"zero_optimization.stage: {stage}")
         return cls(
             stage=stage,
             offload_optimizer=offloaded["optimizer"],

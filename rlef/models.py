@@ -68,7 +68,8 @@ def load_tokenizer(folder: str | Path, *, gguf_file: str | None = None, trust_re
     extra: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **extra)
-    except (OSError, ValueError) as error:
+        tokenizer.encode("1")  # some damages show at the first use
+    except Exception as error:  # transformers raises a dozen kinds over a damaged file, each with its own words
         raise not_loadable(folder, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -96,7 +97,7 @@ def load_policy(
         model = AutoModelForCausalLM.from_pretrained(
             str(folder), config=config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, **extra
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers raises a dozen kinds over a damaged file, each with its own words
         raise not_loadable(folder, error) from error
     if device is not None:
         torch.nn.Module.to(model, device)  # transformers' own wrapper hides its signature from type checkers
@@ -174,7 +175,10 @@ def prompt_ids(tokenizer: Tokenizer, question: str, model: ModelSection) -> list
     """The question as the policy sees it: chat template with the opening of the answer, or question and newline without one."""
     messages = question_messages(question, model)
     if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        try:
+            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # Jinja's errors, and whatever the template raises
+            raise UserError(f"{tokenizer.name_or_path}: its chat template does not work ({error})", fix="mend the template") from error
     else:
         text = "\n".join(message["content"] for message in messages) + "\n"
     return tokenizer.encode(str(text), add_special_tokens=False)
@@ -190,7 +194,10 @@ def stop_ids(tokenizer: Tokenizer, model: PreTrainedModel) -> tuple[int, ...]:
     """Every id that ends an answer: the tokenizer's EOS and the model's own list."""
     listed = model.generation_config.eos_token_id if model.generation_config is not None else None
     several = listed if isinstance(listed, list) else [listed]
-    return tuple(sorted({int(token) for token in [tokenizer.eos_token_id, *several] if token is not None}))
+    try:
+        return tuple(sorted({int(token) for token in [tokenizer.eos_token_id, *several] if token is not None}))
+    except (TypeError, ValueError):
+        raise UserError(f"{model.name_or_path}: eos_token_id {listed!r} names no token", fix="mend its generation_config.json") from None
 
 
 def decode(tokenizer: Tokenizer, tokens: Sequence[int], stops: Sequence[int]) -> str:

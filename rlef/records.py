@@ -180,7 +180,7 @@ def read_jsonl(path: str | Path, record: type[R], *, strict: bool = True, may_be
         raise UserError(f"{path}: no such file", fix="check the path in the config or on the command line")
     rows: Rows[R] = Rows()
     rows.bad = []
-    with path.open(encoding="utf-8") as handle:
+    with path.open("rb") as handle:  # what is no UTF-8 is one bad line, not the end
         for number, line in enumerate(handle, 1):
             if not line.strip():
                 continue

@@ -26,7 +26,7 @@ class Neighbours:
         self._tokenizer.padding_side = "right"  # padding before a text would shift its positions
         try:
             self._model: Any = AutoModel.from_pretrained(folder).to(device).eval()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # transformers raises a dozen kinds over a damaged file, each with its own words
             raise not_loadable(folder, error) from None
         self._vectors = self.embed([test.question for test in self._tests])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,51 @@ def test_groups_stay_on_one_process():
     assert parse_config(data | {"launch": {"processes": 3}}, "c.yaml").stages["grpo"].step_rows(3) == (4, 4)
     with pytest.raises(UserError, match="stages.grpo.prompts_per_iteration: must be a multiple of launch.processes"):
         parse_config(data | {"launch": {"processes": 4}}, "c.yaml")
+
+
+def laughs(first, again):
+    return first + "".join(again.format(n, ",".join([f"*a{n - 1}"] * 9)) for n in range(1, 25))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        laughs("a0: &a0 [x]\n", "a{0}: &a{0} [{1}]\n") + "run: *a24\n",
+        laughs("a0: &a0 {k: 1}\n", "a{0}: &a{0} {{<<: [{1}]}}\n") + "stages: *a24\n",
+        "run: &r {seed: *r}\n",
+        "x: 2001-99-99\n",
+        "x: " + "[" * 5000,
+        "? [a, b]\n: c\n",
+        "x: !!python/object/apply:os.system [exit]\n",
+        "a: 1\n---\nb: 2\n",
+        "run: {seed: 0x" + "f" * 9000 + "}\n",
+        "\0",
+    ],
+    ids=["laughs", "merges", "itself", "date", "deep", "key", "tag", "two", "number", "nul"],
+)
+def test_yaml_that_is_made_to_harm_is_one_message(tmp_path, capsys, text):
+    (tmp_path / "run.yaml").write_text(text)
+    began = time.process_time()
+    assert main(["check", str(tmp_path / "run.yaml")]) == 2
+    assert time.process_time() - began < 1 and capsys.readouterr().err.startswith("error: ")
+
+
+def test_aliases_that_mean_no_harm_are_as_written_out(tmp_path):
+    text = "run: {{seed: {0}3}}\nmodel: {{random: &r {{}}}}\nstages: {{problems: {{seeds: {1}, held_out: {1}}}, sft: {{data: seeds}}}}\n"
+    for name, anchor, alias in (("plain", "", "3"), ("alias", "&n ", "*n")):
+        (tmp_path / f"{name}.yaml").write_text(text.format(anchor, alias))
+    assert load_config(tmp_path / "plain.yaml", ["run.dir=x"]) == load_config(tmp_path / "alias.yaml", ["run.dir=x"])
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff{}", b"9" * 5000, b"[" * 100_000, b'{"zero_optimization": {"stage": 7}}', b'{"zero_optimization": {"stage": 1e999}}']
+)
+def test_a_deepspeed_file_that_is_none_is_named(tmp_path, capsys, data):
+    (tmp_path / "zero.json").write_bytes(data)
+    assert main(["check", "configs/quickstart.yaml", f"launch.deepspeed={tmp_path / 'zero.json'}"]) == 2
+    assert "launch.deepspeed: " in capsys.readouterr().err
+
+
+def test_what_a_message_quotes_does_not_act_in_the_terminal(capsys):
+    assert main(["check", "configs/\x1b[2Jnone.yaml"]) == 2
+    assert "\\x1b[2J" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from rlef.errors import UserError
+from rlef.records import Problem, read_jsonl
 from rlef.sources import read_problems
 
 GSM8K = {
@@ -121,3 +122,22 @@ def test_an_empty_file_of_ours_is_allowed_only_where_it_may_be(tmp_path):
     assert read_jsonl(tmp_path / "solved.jsonl", Solution, may_be_empty=True) == []
     with pytest.raises(UserError, match="empty"):
         read_jsonl(tmp_path / "solved.jsonl", Solution)
+
+
+@pytest.mark.parametrize("line", ["9" * 5000, "[" * 100_000, '{"question": ' + "9" * 5000 + "}"])
+def test_json_that_no_number_or_nest_of_ours_can_hold_is_one_bad_line(tmp_path, line):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"question": "a?", "answer": "1"}\n' + line + "\n")
+    problems, bad = read_problems(file, skip_broken=True)
+    assert len(problems) == 1 and [row.line for row in bad] == [2]
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2: not JSON"):
+        read_problems(file)
+
+
+def test_a_line_that_is_no_utf_8_is_one_bad_line_of_our_files(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"id": "a", "question": "\xff"}\n{"id": "b", "question": "c"}\n')
+    rows = read_jsonl(file, Problem, strict=False)
+    assert [row.id for row in rows] == ["b"] and [row.line for row in rows.bad] == [1]
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1"):
+        read_jsonl(file, Problem)
