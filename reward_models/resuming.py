@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,11 @@ from accelerate.utils import broadcast_object_list, reduce
 from transformers import Trainer, TrainerCallback
 
 from reward_models import checkpoints, stopping
+from reward_models.errors import UserError
 
 # What Trainers count between two lines of their log, and over all steps: private, and in none of their own checkpoints.
 COUNTS = "counted_{}.json"  # a rank's, in a checkpoint
+MOST_SKIPPED = 10  # steps in a row without a finite gradient, at which a training stops
 COUNTED = ("_total_loss_scalar", "_globalstep_last_logged", "_total_train_tokens")
 
 
@@ -33,6 +36,7 @@ def train(trainer: Trainer, *, save_every: int | None, keep: int, of: Mapping[st
     root = Path(str(trainer.args.output_dir))
     start = [checkpoints.newest(root, of) if trainer.is_world_process_zero() else None]
     broadcast_object_list(start)
+    trainer.add_callback(_Finite())
     trainer.add_callback(_Checkpoints(trainer, save_every, keep, of, unit))
     with stopping.deferred():
         return trainer.train(resume_from_checkpoint=str(start[0]) if start[0] is not None else None)
@@ -41,6 +45,31 @@ def train(trainer: Trainer, *, save_every: int | None, keep: int, of: Mapping[st
 def folder_of(args: Any, state: Any) -> Path:
     """Where a Trainer writes the checkpoint of its present step, or has read it from."""
     return checkpoints.place(Path(args.output_dir), state.global_step)
+
+
+class _Finite(TrainerCallback):
+    """Skips a step whose gradient is not finite, which would take all weights along, and says so; DeepSpeed steps by itself."""
+
+    def __init__(self) -> None:
+        self.skipped = self.in_a_row = 0
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        trained = [weight for weight in model.parameters() if weight.grad is not None]
+        # Summed up before the number comes to this processor once; ranks have the same gradients, and agree.
+        if not trained or bool(torch.stack([weight.grad.float().norm() for weight in trained]).sum().isfinite()):
+            self.in_a_row = 0
+            return
+        for weight in trained:
+            weight.grad = None  # an optimiser passes over what has none
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        if state.is_world_process_zero and self.in_a_row == 1:
+            said = f"step {state.global_step + 1} was skipped: its gradient was not finite ({self.skipped} so far)"
+            print(f"  warning: {said}", file=sys.stderr, flush=True)
+        if self.in_a_row == MOST_SKIPPED:
+            raise UserError(
+                f"{MOST_SKIPPED} steps in a row, up to {state.global_step + 1}, had no finite gradient; all were skipped",
+                fix="lower the learning rate, or train without bf16; the weights from before are in the last checkpoint, if there is one",
+            )
 
 
 class _Checkpoints(TrainerCallback):

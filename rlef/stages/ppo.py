@@ -38,6 +38,7 @@ from rlef.stages.rollouts import make_generator
 
 STAGE_VERSION = 1
 KEPT_ROLLOUTS = 64  # of the last iteration, for the report
+MOST_UNMOVED = 3  # iterations in a row of skipped steps alone, at which it stops
 MOST_UNJUDGED = 3  # iterations in a row without a single answer that could be judged, at which it stops
 
 
@@ -86,6 +87,7 @@ def run(ctx: StageContext) -> dict:
     alarms = Alarms()
     saved = Checkpoints(ctx, actors, average, alarms, start)
     first, kl_coef, unjudged = saved.resume()
+    unmoved = 0
     # The first one that also trains the policy and is not the process's first, which still warms up.
     traced = min(max(first + 1, settings.critic_warmup), settings.iterations - 1)
     trace = Trace(ctx.folder / "trace.json.gz", traced if settings.profile and dist.is_main() else None)
@@ -160,6 +162,14 @@ def run(ctx: StageContext) -> dict:
                 raise UserError(
                     f"{ctx.name}: in {MOST_UNJUDGED} iterations in a row not one answer could be judged, the last is {iteration + 1}",
                     fix=f"see why {ctx.name}.prm or {ctx.name}.irm gives no score; a function that needs `gold` needs use_answers: true",
+                )
+            # Whose policy or critic did not move once.
+            unmoved = unmoved + 1 if 0 < metrics["optim/steps"] <= metrics["optim/skipped_steps"] else 0
+            if unmoved == MOST_UNMOVED:
+                raise UserError(
+                    f"{ctx.name}: in {MOST_UNMOVED} iterations in a row no gradient was finite, the last is {iteration + 1}; every step "
+                    "was skipped, and the weights are those from before",
+                    fix=f"lower {ctx.name}.policy_lr and critic_lr, or leave bf16 out; checkpoints in {ctx.folder / CHECKPOINTS} are whole",
                 )
             if unjudged:
                 ctx.tracker.alert("unjudged", f"iteration {iteration + 1}: no answer could be judged, and nothing was learned from it")

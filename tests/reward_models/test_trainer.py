@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -187,3 +188,33 @@ def test_checkpoints_of_another_training_are_a_mistake(policy_folder, steps_file
         )
     with pytest.raises(UserError, match="of a training with other labels or settings"):
         train_process(steps_file, policy_folder, out, settings, options(save_every=2, **changed))
+
+
+class Spoiled(TrainerCallback):
+    """Puts a number into the gradient of some steps, and keeps the weights after each."""
+
+    def __init__(self, steps, value):
+        self.steps, self.value, self.after = steps, value, []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step in self.steps:
+            next(weight for weight in model.parameters() if weight.grad is not None).grad.view(-1)[0] = self.value
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.after.append(torch.cat([weight.detach().flatten().clone() for weight in model.parameters()]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_without_a_finite_gradient_moves_nothing_and_is_told_of(policy_folder, steps_file, tmp_path, capsys, value):
+    spoiled = Spoiled({2, 3}, value)
+    train_process(steps_file, policy_folder, tmp_path / "o", ProcessModelConfig(epochs=1), options(callbacks=(spoiled,)))
+    equal = [torch.equal(one, other) for one, other in pairwise(spoiled.after)]
+    assert equal[:4] == [False, True, True, False] and all(weights.isfinite().all() for weights in spoiled.after)
+    assert capsys.readouterr().err.count("step 3 was skipped: its gradient was not finite (1 so far)") == 1
+
+
+def test_ten_such_steps_in_a_row_end_the_training_with_a_message(policy_folder, steps_file, tmp_path):
+    spoiled = Spoiled(range(2, 99), float("nan"))
+    with pytest.raises(UserError, match="10 steps in a row, up to 12, had no finite gradient"):
+        train_process(steps_file, policy_folder, tmp_path / "o", ProcessModelConfig(epochs=9), options(callbacks=(spoiled,), save_every=2))
+    assert {folder.name for folder in (tmp_path / "o" / "checkpoint").glob("checkpoint-*")} == {"checkpoint-8", "checkpoint-10"}

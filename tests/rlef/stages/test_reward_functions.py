@@ -18,6 +18,7 @@ from rlef.load_config import load_config
 from rlef.records import Rollout, read_jsonl
 from rlef.rl import scorers
 from rlef.rl.functions import GradeFunction, RateFunction
+from rlef.rl.losses import policy_loss
 from rlef.run_dir import RunDir
 from rlef.stages import dpo, ppo, rft
 from rlef.stages.context import StageContext
@@ -169,3 +170,17 @@ def test_dpo_and_rft_tell_where_nothing_could_be_judged(inputs, tmp_path, module
     settings = stage(count=2, samples_per_prompt=2, max_tokens=4, irm="none", prm=f"{tmp_path / 'r.py'}:grade")
     with pytest.raises(UserError, match="not one of 4 answers could be judged"):
         module.run(context(tmp_path / "out", inputs, settings))
+
+
+def test_ppo_stops_after_three_iterations_of_which_no_gradient_was_finite(inputs, tmp_path, monkeypatch):
+    (tmp_path / "r.py").write_text(HALF.replace("None if sum(map(len, steps)) % 2 else ", ""))
+
+    def spoiled(*given, **named):
+        loss, sums = policy_loss(*given, **named)
+        return loss * float("nan"), sums
+
+    monkeypatch.setattr("rlef.rl.update.policy_loss", spoiled)
+    with pytest.raises(UserError, match="ppo: in 3 iterations in a row no gradient was finite, the last is 3"):
+        ppo.run(context(tmp_path / "nan", inputs, ppo_stage(tmp_path / "r.py", iterations=8, critic_warmup=0)))
+    found = rows(tmp_path / "nan")
+    assert [row["optim/skipped_steps"] for row in found] == [row["optim/steps"] for row in found] == [4, 4]
