@@ -162,6 +162,15 @@ class DeepSpeedEngine:
         return {tensor: adamw.state[tensor] for tensor in held}
 
 
+def join(json_path: str | None) -> None:
+    """Tell DeepSpeed of the process group, where a configuration for it is given. Its engines see for themselves; a reference model that
+    transformers divides while it is loaded does not, and takes this rank for the only one."""
+    if json_path is not None and dist.active():
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())
+
+
 def full_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """Every weight whole, copied to the CPU of the main process; empty on the others. All ranks must call it.
 

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict
 from reward_models import resuming
 from rlef.config import DpoStage
 from rlef.engines import dist
+from rlef.engines.deepspeed_engine import full_state, join
 from rlef.errors import UserError
-from rlef.models import load_policy, load_tokenizer, model_folder, pick_device, save_policy
+from rlef.models import load_policy, load_tokenizer, model_folder, pick_device
 from rlef.records import read_jsonl, write_jsonl
 from rlef.rl.pairs import Pair, reward_pairs, step_pairs, wrong_steps
 from rlef.run_dir import CHECKPOINTS, SHARDS, digest, write_json
@@ -45,6 +46,7 @@ def run(ctx: StageContext) -> dict:
     """Train the policy of `init`. Writes pairs.jsonl and model/; while it runs, each finished round in a folder of its own."""
     settings: DpoStage = ctx.settings
     dist.init(ctx.config.launch.device)
+    join(ctx.config.launch.deepspeed)
     rounds: list[Path] = []
     results: list[dict[str, Any]] = []
     over = dist.broadcast_object((ctx.folder / "model").is_dir())  # a start that was stopped after the last round
@@ -133,6 +135,7 @@ def _train(
     # TRL takes 8 s to import: not before it is needed.
     from datasets import Dataset
     from transformers import PrinterCallback
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
@@ -191,11 +194,12 @@ def _train(
     of = {"pairs": digest(tokens)}
     with torch.random.fork_rng():
         result = resuming.train(trainer, save_every=settings.save_every, keep=ctx.config.run.keep_checkpoints, of=of)
-    if arguments.deepspeed:
-        trainer.save_model(str(folder / "model"))
-    elif dist.is_main():
-        trained: Any = trainer.accelerator.unwrap_model(trainer.model)
-        save_policy(trained, tokenizer, folder / "model")
+    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+    weights = full_state(trained)
+    if dist.is_main():
+        trained.save_pretrained(folder / "model", state_dict=weights)
+        tokenizer.save_pretrained(folder / "model")
+    unset_hf_deepspeed_config()  # or ZeRO-3 would divide the next round's sampler
     history = [entry for entry in trainer.state.log_history if "rewards/accuracies" in entry]
     last = history[-1] if history else {}
     return {

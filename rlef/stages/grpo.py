@@ -14,7 +14,7 @@ from reward_models import resuming
 from reward_models.resuming import folder_of
 from rlef.config import GrpoStage
 from rlef.engines import dist
-from rlef.engines.deepspeed_engine import full_state
+from rlef.engines.deepspeed_engine import full_state, join
 from rlef.models import load_policy, load_tokenizer, model_folder, pick_device, stop_ids
 from rlef.records import write_jsonl
 from rlef.rl.groups import deviation, relative, rewards_of, to_come
@@ -99,6 +99,7 @@ def run(ctx: StageContext) -> dict:
 
     settings: GrpoStage = ctx.settings
     dist.init(ctx.config.launch.device)
+    join(ctx.config.launch.deepspeed)
     start, trust = model_folder(ctx.inputs["init"]), ctx.config.model.trust_remote_code
     tokenizer = load_tokenizer(start, trust_remote_code=trust)
     policy = load_policy(start, dtype=ctx.config.model.dtype, trust_remote_code=trust)
