@@ -605,6 +605,11 @@ class PpoStage(RewardSettings):
         "(WARP, arXiv 2406.16768); None: the last ones. Not for ZeRO-3",
     )
 
+    @property
+    def against_zero_3(self) -> str | None:
+        """The setting that works on whole weights, which ZeRO-3 divides; None: the stage runs under it."""
+        return "lora" if self.lora is not None else "average" if self.average is not None else None
+
 
 class DpoStage(RewardSettings, TrainSettings):
     kind: Literal["dpo"] = "dpo"

@@ -19,7 +19,6 @@ Parts = dict[str, float]  # part -> bytes
 Trainer = Literal["engine", "trl", "reward_models"]  # PPO's engines; TRL's trainers; the reward models' subclass of transformers' Trainer
 Products = Literal["float32", "bfloat16", "autocast"]  # what is multiplied: the weights as they are, or copies of fp32 ones in bfloat16
 STATES = ("weights", "gradients", "optimiser")
-WITHOUT_ZERO_3 = frozenset({"ppo"})  # kinds of stages whose sampler and reference read weights that ZeRO-3 divides
 
 
 # ---------------------------------------------------------------------------------------------- model states

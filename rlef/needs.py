@@ -292,10 +292,10 @@ class Planner:
             frozen: Parts = {}
         elif stage.shared_trunk:
             nets = [Net(decoder, decoder.parameters + decoder.hidden + 1, "engine", **how)]
-            frozen = self._policy(decoder)
+            frozen = self._reference(nets[0])
         else:
             nets = [Net(decoder, decoder.parameters, "engine", **how), Net(decoder, decoder.classifier, "engine", **how)]
-            frozen = self._policy(decoder)
+            frozen = self._reference(nets[0])
         if stage.average is not None:
             frozen = add(frozen, self._policy(decoder))
         asked = ("irm", "prm") if stage.fresh_every is not None else ("prm",)
@@ -316,7 +316,7 @@ class Planner:
             rows = min(stage.rollout_batch_size, answers)
             sampled = decoder, float(rows), float(answers * stage.max_tokens)
             sampling = self._sampling(decoder, rows, stage.max_tokens, stage.samples_per_prompt)
-            moments.append(Moment("sample", add(resting, sampling), "rollout_batch_size"))
+            moments.append(Moment("sample", add(resting, self._gathered(nets[0]), sampling), "rollout_batch_size"))
         scored = min(stage.score_batch_size, answers)
         moments.append(Moment("score", add(resting, self._scoring(rewards, scored, length)), "score_batch_size"))
         step_rows = ceil(ceil(stage.prompts_per_iteration / stage.minibatches) / ranks) * stage.samples_per_prompt
@@ -367,9 +367,14 @@ class Planner:
         return Need((*self._sampled(name, stage, net.decoder), *training), (net,), tokens, host=net.host())
 
     def _reference(self, net: Net) -> Parts:
-        """TRL's, which DeepSpeed divides under ZeRO-3."""
+        """A whole one, which DeepSpeed divides under ZeRO-3."""
         divided = net.zero is not None and net.zero.stage == 3
         return {"frozen": net.width * net.decoder.parameters / (net.ranks if divided else 1)}
+
+    def _gathered(self, net: Net) -> Parts:
+        """Under ZeRO-3 a policy that samples in this process is there whole on every rank while it does."""
+        divided = net.zero is not None and net.zero.stage == 3
+        return {"buffers": float(net.width * net.decoder.parameters) if divided else 0.0}
 
     def _rft(self, name: str, stage: RftStage, zero: Zero | None) -> Need:
         net = self._trl(self._decoder(self.inputs[name]["init"]), zero)
@@ -384,8 +389,7 @@ class Planner:
         rewards = self._loaded(name, stage, ("prm",))
         beside = add(self._frozen(rewards), self._reference(net) if stage.beta > 0 else {})
         resting = add(net.resting(), beside)
-        # Under ZeRO-3 the weights are gathered whole while it samples.
-        gathered = {"buffers": float(net.width * net.decoder.parameters) if net.zero is not None and net.zero.stage == 3 else 0.0}
+        gathered = self._gathered(net)
         answers = step * stage.minibatches
         rows, scored = min(stage.rollout_batch_size, answers), min(stage.score_batch_size, answers)
         sampling = self._sampling(net.decoder, rows, stage.max_tokens, stage.samples_per_prompt)

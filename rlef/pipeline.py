@@ -40,7 +40,7 @@ from rlef.config import (
 )
 from rlef.errors import UserError, raise_all
 from rlef.evolution.operations import check_weights, operations_of, operations_to_improve
-from rlef.memory import WITHOUT_ZERO_3, Zero
+from rlef.memory import Zero
 from rlef.rl.functions import check_function
 from rlef.run_dir import RunDir, digest, outside_digest, write_json
 from rlef.sources import read_problems, with_answers
@@ -289,10 +289,12 @@ def check_launch(config: Config, names: Collection[str]) -> None:
     """Whether these stages run under the config's ZeRO stage."""
     zero = Zero.read(config.launch.deepspeed)
     if zero is not None and zero.stage == 3:
-        divided = [name for name in names if config.stages[name].kind in WITHOUT_ZERO_3]
-        reason = "its sampler and its reference read weights that ZeRO-3 divides"
-        fix = "set launch.deepspeed to a file of ZeRO-2 or lower; for this stage alone: rlef {} CONFIG launch.deepspeed=FILE"
-        raise_all([UserError(f"stages.{name}: {reason}", fix=fix.format(name)) for name in divided])
+        settings = {name: stage.against_zero_3 for name in names if isinstance(stage := config.stages[name], PpoStage)}
+        fix = (
+            "leave it out, or set launch.deepspeed to a file of ZeRO-2 or lower; for this stage alone: rlef {} CONFIG launch.deepspeed=FILE"
+        )
+        wrong = {name: f"stages.{name}.{key}: it works on whole weights, and ZeRO-3 divides them" for name, key in settings.items() if key}
+        raise_all([UserError(problem, fix=fix.format(name)) for name, problem in wrong.items()])
 
 
 def check_data(config: Config) -> None:

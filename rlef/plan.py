@@ -11,9 +11,9 @@ from functools import cached_property
 from typing import Any
 
 from reward_models.config import LoraSettings
-from rlef.config import AnyStage, Config, GrpoStage, TrainSettings
+from rlef.config import AnyStage, Config, GrpoStage, PpoStage, TrainSettings
 from rlef.errors import UserError, raise_all
-from rlef.memory import GB, PARTS, WITHOUT_ZERO_3, Zero
+from rlef.memory import GB, PARTS, Zero
 from rlef.needs import ALONE, Machines, Moment, Need, Net, Planner
 from rlef.shapes import UnknownShape, decoder_of
 
@@ -121,7 +121,7 @@ def refused(plans: Sequence[StagePlan], machines: Machines) -> list[UserError]:
         if one.fits:
             continue
         if one.now is None:
-            problem = f"stages.{one.name}: {one.kind} does not run under ZeRO-3"
+            problem = f"stages.{one.name}: {one.kind} as it is set does not run under ZeRO-3"
         else:
             peak = one.now.need.peak
             largest = sorted(peak.parts, key=lambda part: -peak.parts[part])[:3]
@@ -182,7 +182,7 @@ class _Search:
         return self.config.stages[self.name]
 
     def allowed(self, zero: Zero | None) -> bool:
-        return zero is None or zero.stage < 3 or self.stage.kind not in WITHOUT_ZERO_3
+        return zero is None or zero.stage < 3 or not isinstance(self.stage, PpoStage) or self.stage.against_zero_3 is None
 
     def files(self) -> dict[str | None, Zero | None]:
         """The config's own, and those that ship, as far as the stage runs under them."""

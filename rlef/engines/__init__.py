@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from rlef.engines.base import Engine
@@ -18,3 +19,13 @@ def make_engine(module: nn.Module, *, deepspeed_json: str | None, **settings: An
     from rlef.engines.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(module, json_path=deepspeed_json, **settings)
+
+
+def make_frozen(module: nn.Module, *, deepspeed_json: str | None, device: torch.device) -> nn.Module:
+    """A model that is only read. Under ZeRO-3 ranks hold a part each, and must read it equally often."""
+    module.requires_grad_(False)
+    if deepspeed_json is None:
+        return module.to(device)
+    from rlef.engines.deepspeed_engine import frozen
+
+    return frozen(module.to(device), deepspeed_json)

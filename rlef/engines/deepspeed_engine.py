@@ -162,6 +162,25 @@ class DeepSpeedEngine:
         return {tensor: adamw.state[tensor] for tensor in held}
 
 
+def frozen(module: nn.Module, json_path: str) -> nn.Module:
+    """A model that is only read, which ZeRO-3 divides among ranks; lower stages leave it as it is."""
+    settings = _settings(json_path, 0.0, half=next(module.parameters()).dtype == torch.bfloat16)
+    zero = settings.get("zero_optimization", {})
+    if zero.get("stage", 0) < 3:
+        return module
+    import deepspeed
+
+    zero.pop("offload_optimizer", None)  # it has none
+    engine: nn.Module = deepspeed.initialize(model=module, config=settings)[0]
+    engine.eval()  # its own gives nothing back
+    return engine
+
+
+def divided(module: nn.Module) -> bool:
+    """Whether ZeRO-3 has left this rank a part of its weights."""
+    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
+
+
 def join(json_path: str | None) -> None:
     """Tell DeepSpeed of the process group, where a configuration for it is given. Its engines see for themselves; a reference model that
     transformers divides while it is loaded does not, and takes this rank for the only one."""

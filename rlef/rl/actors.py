@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlef.config import Config, PpoStage
-from rlef.engines import dist, make_engine
+from rlef.engines import dist, make_engine, make_frozen
 from rlef.engines.base import Engine
 from rlef.models import load_policy
 from rlef.rl.adapters import FOLDER, POLICY, AdaptedBase, AdapterCritic, AdapterPolicy, merged
@@ -89,7 +89,7 @@ class Actors:
 
     @property
     def sampler(self) -> Any:
-        """The policy as a transformers model that shares the trained weights."""
+        """The policy as a transformers model that shares the trained weights, of which ZeRO-3 leaves each rank a part."""
         return self.policy.engine.module.model
 
     def trained(self, train_policy: bool) -> tuple[Net, ...]:
@@ -203,7 +203,8 @@ def build_actors(
         critic = CriticNet(make_engine(AdapterCritic(base), lr=settings.critic_lr, **common))
         actors = AdapterActors(policy, critic, base, partial(load_policy, start, **how))
     else:
-        reference = TokenPolicy(load_policy(start, **how), bf16=bf16).to(device).requires_grad_(False)
+        whole = TokenPolicy(load_policy(start, **how), bf16=bf16)
+        reference = make_frozen(whole, deepspeed_json=config.launch.deepspeed, device=device)
         if settings.shared_trunk:
             engine = make_engine(TwoHeads(model, bf16=bf16), own_lr={"head": settings.critic_lr}, **for_policy)
             actors = TwoHeadsActors(TwoHeadsNet(engine, settings.value_coef), ValueHeadNet(engine), reference)

@@ -29,8 +29,8 @@ def fill(batch: RolloutBatch, actors: Actors, settings: PpoStage, pad: int, devi
         batch.old_logprobs, entropy = batch.rollout_logprobs.clone(), -batch.rollout_logprobs
         nets = tuple(net for net in nets if net.parts != ("policy",))
     with torch.no_grad():
-        for index in by_length(batch, range(len(batch)), settings.micro_batch_size, shared=settings.share_prompts):
-            part = batch.select(index)
+        for index in _micro_batches(batch, range(len(batch)), settings):
+            part = batch.select(index or [0])
             layout, width = columns(part, pad, device, shared=settings.share_prompts), part.mask.shape[1]
             batch.ref_logprobs[index, :width] = actors.reference(layout, width, settings.temperature).to(batch.mask).cpu()
             for net in nets:
@@ -72,10 +72,7 @@ def update(
         for chunk in torch.randperm(settings.prompts_per_iteration, generator=shuffle).tensor_split(settings.minibatches):
             rows = [int(prompt) * settings.samples_per_prompt + sample for prompt in chunk for sample in range(settings.samples_per_prompt)]
             mine = [here[row] for row in rows if row in here]
-            micro = list(by_length(batch, mine, settings.micro_batch_size, shared=settings.share_prompts))
-            # Collectives inside a backward need equal counts on all ranks: the short ones add empty micro-batches.
-            pieces = int(dist.all_reduce_max(torch.tensor(len(micro))))
-            micro += [[] for _ in range(pieces - len(micro))]
+            micro = _micro_batches(batch, mine, settings)
             tokens = dist.all_reduce_sum(batch.mask[mine].sum().double()).item()
             if tokens == 0:
                 continue  # on all ranks: none of its answers could be judged
@@ -86,7 +83,7 @@ def update(
                 part = batch.select(index or [0])
                 mask = (part.mask if index else torch.zeros_like(part.mask)).to(device)
                 layout = columns(part, pad, device, shared=settings.share_prompts)
-                width, final = part.mask.shape[1], number == pieces - 1
+                width, final = part.mask.shape[1], number == len(micro) - 1
                 step.add(read=read_tokens(part, settings.share_prompts) if index else 0)
                 for net in actors.trained(train_policy):
                     said = net.read(layout, width, settings.temperature, entropy=settings.entropy_coef > 0)
@@ -159,6 +156,14 @@ def update(
             "ppo/grad_norm": _mean(norms["policy"]),
         }
     return metrics
+
+
+def _micro_batches(batch: RolloutBatch, rows: Sequence[int], settings: PpoStage) -> list[list[int]]:
+    """Rows of each forward. Collectives inside forward and backward need equal counts on all ranks: the short ones add empty
+    micro-batches."""
+    micro = list(by_length(batch, rows, settings.micro_batch_size, shared=settings.share_prompts))
+    pieces = int(dist.all_reduce_max(torch.tensor(len(micro))))
+    return micro + [[] for _ in range(pieces - len(micro))]
 
 
 def _mean(values: Sequence[float]) -> float:

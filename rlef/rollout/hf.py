@@ -190,6 +190,37 @@ class HFGenerator:
         """Nothing to release: the model belongs to the caller."""
 
 
+class CopyGenerator(HFGenerator):
+    """For a policy whose weights are divided among ranks (ZeRO-3), which sample unequally often: each rank samples from a copy of its own.
+
+    Its weights come whole at a sync and are let go after the answers that follow it: between, they would take as much room as ZeRO-3 saves.
+    """
+
+    def __init__(self, model: PreTrainedModel, pad_id: int, batch_size: int = 256) -> None:
+        """`model`: of the policy's shape; its own weights are let go."""
+        super().__init__(model, pad_id, batch_size)
+        self._let_go()
+
+    def generate(
+        self, requests: Sequence[SampleRequest], params: SamplingParams, progress: Callable[[int], None] | None = None
+    ) -> list[Completion]:
+        """Once after each sync."""
+        try:
+            return super().generate(requests, params, progress)
+        finally:
+            self._let_go()
+
+    def sync_weights(self, policy: Weights) -> dict[str, float]:
+        """Gathers the weights one at a time. All ranks call it."""
+        for name, value in policy.full_parameters():
+            self.model.get_parameter(name.removeprefix("model.")).data = value.detach().clone()
+        return {}
+
+    def _let_go(self) -> None:
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.new_empty(0)
+
+
 def _draw(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The token at quantile `uniform` (B,) of softmax(logits / temperature) (B, V), and its log-probability. Temperature 0: the mode."""
     if temperature == 0:

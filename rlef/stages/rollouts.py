@@ -9,11 +9,12 @@ from transformers import PreTrainedModel
 
 from rlef.config import COLOCATED_SHARE, PpoStage
 from rlef.engines import dist
+from rlef.engines.deepspeed_engine import divided
 from rlef.errors import UserError
-from rlef.models import Tokenizer, pick_device, prompt_ids
+from rlef.models import Tokenizer, load_policy, pick_device, prompt_ids
 from rlef.rollout.base import Generator
 from rlef.rollout.colocated import ColocatedGenerator
-from rlef.rollout.hf import HFGenerator
+from rlef.rollout.hf import CopyGenerator, HFGenerator
 from rlef.rollout.own_server import OwnServer
 from rlef.rollout.served import ServedGenerator
 from rlef.rollout.synced import Nccl, Reload, SyncedGenerator, serve_flags
@@ -29,9 +30,12 @@ def make_generator(ctx: StageContext, model: PreTrainedModel, tokenizer: Tokeniz
     """The sampler of `model`, which is trained from `start`. All ranks call it."""
     settings: PpoStage = ctx.settings
     rollout, main, dtype = settings.rollout, dist.is_main(), ctx.config.model.dtype
+    device, pad = pick_device(ctx.config.launch.device), int(tokenizer.pad_token_id)
+    if rollout.by_policy and divided(model):
+        copy = load_policy(start, dtype=dtype, trust_remote_code=ctx.config.model.trust_remote_code, device=device)
+        return CopyGenerator(copy, pad, settings.rollout_batch_size)
     if rollout.by_policy:
-        return HFGenerator(model, int(tokenizer.pad_token_id), settings.rollout_batch_size)
-    device = pick_device(ctx.config.launch.device)
+        return HFGenerator(model, pad, settings.rollout_batch_size)
     probe, tolerance = prompt_ids(tokenizer, PROBE, ctx.config.model), rollout.tolerance or TOLERANCE[dtype]
     if rollout.colocated:
         options = colocated_options(settings, on_cpu=device.type == "cpu", dtype=dtype, ranks=dist.world())

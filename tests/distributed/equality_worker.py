@@ -31,7 +31,10 @@ STEP = {"batch_size": 8, "micro_batch_size": 2}
 SAMPLED = {"irm": "none", "prm": GRADE, "max_tokens": 12}
 STAGES = {
     "sft": {"kind": "sft", "data": "seeds", "max_steps": 10, "eval_every": 5, "learning_rate": 1e-3, **STEP},
-    "dpo": {"kind": "dpo", "count": 45, "rounds": 2, "samples_per_prompt": 3, "epochs": 2, "min_margin": 0.0, "max_length_ratio": 99, "learning_rate": 1e-3, **STEP, **SAMPLED},
+    "dpo": {
+        "kind": "dpo", "count": 45, "rounds": 2, "samples_per_prompt": 3, "epochs": 2, "min_margin": 0.0, "max_length_ratio": 99,
+        "learning_rate": 1e-3, **STEP, **SAMPLED,
+    },
     "grpo": {
         "kind": "grpo", "iterations": 10, "prompts_per_iteration": 4, "samples_per_prompt": 4, "minibatches": 1, "micro_batch_size": 4,
         "learning_rate": 1e-3, "lr_warmup": 0, **SAMPLED,

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +11,8 @@ from safetensors.torch import load_file
 
 from reward_models.records import RankedItem, RankedList, SteppedSolution
 from rlef.records import Problem, problem_id, write_jsonl
+from tests.distributed.comparing import apart, divided, start
 
-WORKER = Path(__file__).parent / "equality_worker.py"
-ROOT = WORKER.parents[2]
 ENGINES = ("torch", "zero1", "zero2", "zero3")
 STAGES = {
     "sft": "AutoModelForCausalLM",
@@ -29,7 +24,7 @@ STAGES = {
 
 
 @pytest.fixture(scope="module")
-def start(tiny_folder, tmp_path_factory):
+def policy(tiny_folder, tmp_path_factory):
     """A policy whose answers end."""
     folder = shutil.copytree(tiny_folder, tmp_path_factory.mktemp("start") / "policy")
     habits = json.loads((folder / "generation_config.json").read_text())
@@ -39,7 +34,7 @@ def start(tiny_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def folder(start, tmp_path_factory):
+def folder(policy, tmp_path_factory):
     """Rows of very unequal lengths, and what each engine made of them: of one process below one/, of two ranks below two/."""
     out = tmp_path_factory.mktemp("equality")
     problems, steps, lists = [], [], []
@@ -58,31 +53,14 @@ def folder(start, tmp_path_factory):
         lists.append(RankedList(seed_id=str(n), labeller="x", items=items, split=split))
     for name, rows in {"seeds": problems, "steps": steps, "rankings": lists}.items():
         write_jsonl(out / f"{name}.jsonl", rows)
-    files = []
-    for engine in ENGINES[1:]:
-        settings = json.loads((ROOT / "configs" / "deepspeed" / f"{engine}.json").read_text())
-        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # so small a model would not be divided
-        files.append(out / f"{engine}.json")
-        files[-1].write_text(json.dumps(settings))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    for name, ranks, engines in (("one", [], ["torch"]), ("two", two, ["torch", *map(str, files)])):
-        command = [sys.executable, *ranks, str(WORKER), str(out / name), str(start), str(out), *engines]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
-        assert done.returncode == 0, done.stderr[-4000:]
+    files = [divided(engine, out) for engine in ENGINES[1:]]
+    start("equality_worker.py", 1, out / "one", policy, out, "torch")
+    start("equality_worker.py", 2, out / "two", policy, out, "torch", *files)
     return out
 
 
 def losses(folder):
     return json.loads((folder / "losses.json").read_text())
-
-
-def apart(one, other, start):
-    """The length of their difference over that of the update; a new head's is its own."""
-    assert one.keys() == other.keys()
-    difference = torch.cat([(one[name] - other[name]).flatten() for name in one])
-    update = torch.cat([(one[name] - start[name]).flatten() for name in one if name in start])
-    return (difference.norm() / update.norm()).item()
 
 
 def scores(folder, kind):
@@ -97,10 +75,10 @@ def scores(folder, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_two_ranks_learn_what_one_process_learns(folder, start, engine, stage):
+def test_two_ranks_learn_what_one_process_learns(folder, policy, engine, stage):
     one, two = folder / "one" / "torch" / stage, folder / "two" / engine / stage
     assert len(losses(one)) >= 10 and losses(two) == pytest.approx(losses(one), rel=1e-5)
     alone, ranks = (load_file(place / "model" / "model.safetensors") for place in (one, two))
-    assert apart(alone, ranks, load_file(start / "model.safetensors")) < 1e-4
+    assert apart(alone, ranks, load_file(policy / "model.safetensors")) < 1e-4
     assert torch.allclose(scores(two / "model", STAGES[stage]), scores(one / "model", STAGES[stage]), atol=1e-5)
     assert not list(two.rglob("*.bin"))  # Trainers leave a pickle beside the model

@@ -1,5 +1,5 @@
-"""PPO's update on stored rollouts; rank 0 writes weights and gradients. argv: out, model folder, DeepSpeed JSON or - (then in fp64), settings
-of the layout as JSON."""
+"""PPO's updates on stored rollouts, one case after another; argv: folder of the results, of the policy, and cases as JSON, by their names:
+{"deepspeed": JSON or null, "double": in fp64, and what else differs in the settings}. Rank 0 writes weights, metrics and gradients."""
 
 import json
 import sys
@@ -15,64 +15,74 @@ from rlef.rl.actors import adapted_base, build_actors
 from rlef.rl.advantages import gae, whiten
 from rlef.rl.batch import RolloutBatch
 
-out, folder, json_path, layout = sys.argv[1:5]
-dist.init("cpu")
-torch.set_num_threads(1)
-dtype = torch.float64 if json_path == "-" else torch.float32
-tokenizer = load_tokenizer(folder)
-stage = {
+LENGTHS = [3, 9, 1, 5, 12, 2, 7, 4, 6, 8, 2, 3]  # very unequal
+SETTINGS = {
     "kind": "ppo", "prompts_per_iteration": 6, "samples_per_prompt": 2, "minibatches": 2, "micro_batch_size": 2, "target_kl": None,
-    "policy_lr": 1e-3, "critic_lr": 1e-3, "max_grad_norm": 1e9, "lr_warmup": 0, **json.loads(layout),
+    "policy_lr": 1e-3, "critic_lr": 1e-3, "max_grad_norm": 1e9, "lr_warmup": 0,
 }  # fmt: skip
-launch = {"deepspeed": None if json_path == "-" else json_path}
-config = Config.model_validate({"model": {"random": {}}, "launch": launch, "stages": {"ppo": stage}})
-settings, cpu = config.stages["ppo"], torch.device("cpu")
-generator = torch.Generator().manual_seed(0)
-lengths = [3, 9, 1, 5, 12, 2, 7, 4, 6, 8, 2, 3]  # very unequal
-answers = [tuple(torch.randint(5, 200, (length,), generator=generator).tolist()) for length in lengths]
-prompts = [tuple(torch.randint(5, 200, (4 + row % 3,), generator=generator).tolist()) for row in range(12)]
-scores = [torch.randn(length, generator=generator) for length in lengths]
-# Rank 1 of two holds one prompt only: in one of the two mini-batches it has no row at all.
-mine = list(range(12)) if dist.world() == 1 else list(range(10)) if dist.rank() == 0 else [10, 11]
-batch = RolloutBatch.of([prompts[r] for r in mine], [answers[r] for r in mine], [[0.0] * lengths[r] for r in mine], mine)
-for place, row in enumerate(mine):
-    batch.rewards[place, : lengths[row]] = scores[row]
-for name in ("mask", "old_logprobs", "ref_logprobs", "values", "rewards"):
-    setattr(batch, name, getattr(batch, name).to(dtype))
-model = load_policy(folder)
-actors = build_actors(settings, config, model, adapted_base(settings, model, cpu, 0), Path(folder), Path(folder), cpu)
-if dtype == torch.float64:
-    for part in (*(engine.module for engine in actors.engines.values()), actors.sampler, actors._reference):
-        if isinstance(part, torch.nn.Module):
-            part.double()
-pad = int(tokenizer.pad_token_id)
+CPU = torch.device("cpu")
 
 
-def weights():
-    return {f"{net}.{name}": value.detach().clone() for net, engine in actors.engines.items() for name, value in engine.full_parameters()}
+def rollouts(dtype):
+    """This rank's share. Rank 1 of two holds one prompt only: in one of the two mini-batches it has no row at all."""
+    generator = torch.Generator().manual_seed(0)
+    answers = [tuple(torch.randint(5, 200, (length,), generator=generator).tolist()) for length in LENGTHS]
+    prompts = [tuple(torch.randint(5, 200, (4 + row % 3,), generator=generator).tolist()) for row in range(12)]
+    scores = [torch.randn(length, generator=generator) for length in LENGTHS]
+    mine = list(range(12)) if dist.world() == 1 else list(range(10)) if dist.rank() == 0 else [10, 11]
+    batch = RolloutBatch.of([prompts[r] for r in mine], [answers[r] for r in mine], [[0.0] * LENGTHS[r] for r in mine], mine)
+    for place, row in enumerate(mine):
+        batch.rewards[place, : LENGTHS[row]] = scores[row]
+    for name in ("mask", "old_logprobs", "ref_logprobs", "values", "rewards"):
+        setattr(batch, name, getattr(batch, name).to(dtype))
+    return batch
 
 
-start = weights()
-gradients = {name: [] for name in actors.engines}
-if json_path == "-":
-    for name, engine in actors.engines.items():
+def watch(engine):
+    """The gradients that its optimiser steps on from here."""
+    seen, real = [], engine.optimizer.step
 
-        def watched(seen=gradients[name], engine=engine, real=engine.optimizer.step):
-            seen.append(torch.cat([weight.grad.flatten().clone() for weight in engine._masters]))
-            return real()
+    def step():
+        seen.append(torch.cat([weight.grad.flatten().clone() for weight in engine._masters]))
+        return real()
 
-        engine.optimizer.step = watched
-rows, by_length = [], updates.by_length  # of each mini-batch on this rank
-for iteration in range(settings.iterations):
-    updates.fill(batch, actors, settings, pad, cpu)
-    batch.advantages, batch.returns = gae(batch.rewards, batch.values, batch.mask)
-    batch.advantages = whiten(batch.advantages, batch.mask, dist.all_reduce_sum)
-    updates.by_length = lambda batch, index, size, **options: rows.append(len(index)) or by_length(batch, index, size, **options)
-    metrics = updates.update(actors, batch, settings, iteration, 0, pad, cpu)
-    updates.by_length = by_length
-metrics = {name: value for name, value in metrics.items() if name.startswith(("ppo", "value", "optim"))}
-state = weights()
-every_rank = dist.all_gather_object(rows)
-if dist.is_main():
-    torch.save({"start": start, "state": state, "metrics": metrics, "gradients": gradients, "rows": every_rank}, out)
-dist.barrier()
+    engine.optimizer.step = step
+    return seen
+
+
+def learn(folder, *, deepspeed=None, double=False, **layout):
+    config = Config.model_validate({"model": {"random": {}}, "launch": {"deepspeed": deepspeed}, "stages": {"ppo": SETTINGS | layout}})
+    settings, pad = config.stages["ppo"], int(load_tokenizer(folder).pad_token_id)
+    batch, model = rollouts(torch.float64 if double else torch.float32), load_policy(folder)
+    actors = build_actors(settings, config, model, adapted_base(settings, model, CPU, 0), Path(folder), Path(folder), CPU)
+    if double:
+        for part in (*(engine.module for engine in actors.engines.values()), actors.sampler, actors._reference):
+            if isinstance(part, torch.nn.Module):
+                part.double()
+
+    def weights():
+        walked = ((f"{net}.{name}", value) for net, engine in actors.engines.items() for name, value in engine.full_parameters())
+        return {name: value.detach().clone() for name, value in walked}
+
+    start, metrics, rows = weights(), [], []  # rows: of each mini-batch on this rank
+    gradients = {} if deepspeed else {name: watch(engine) for name, engine in actors.engines.items()}
+    by_length = updates.by_length
+    for iteration in range(settings.iterations):
+        updates.fill(batch, actors, settings, pad, CPU)
+        batch.advantages, batch.returns = gae(batch.rewards, batch.values, batch.mask)
+        batch.advantages = whiten(batch.advantages, batch.mask, dist.all_reduce_sum)
+        updates.by_length = lambda batch, index, size, **options: rows.append(len(index)) or by_length(batch, index, size, **options)
+        told = updates.update(actors, batch, settings, iteration, 0, pad, CPU)
+        updates.by_length = by_length
+        metrics.append({name: value for name, value in told.items() if name.startswith(("ppo", "value", "optim"))})
+    return {"start": start, "state": weights(), "metrics": metrics, "gradients": gradients, "rows": dist.all_gather_object(rows)}
+
+
+if __name__ == "__main__":
+    dist.init("cpu")
+    torch.set_num_threads(1)
+    for name, case in json.loads(sys.argv[3]).items():
+        learned = learn(sys.argv[2], **case)
+        if dist.is_main():
+            torch.save(learned, Path(sys.argv[1], f"{name}.pt"))
+    dist.barrier()

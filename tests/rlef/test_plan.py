@@ -76,20 +76,36 @@ def test_of_what_fits_the_fastest_is_proposed():
     assert all(one.need.peak.total <= machines.memory for one in irm.fitting)
 
 
-def test_ppo_is_never_proposed_zero_3_and_refused_under_it(capsys):
+def test_ppo_under_zero_3_samples_from_a_whole_copy_and_divides_all_else_of_its_own():
+    parameters, critic = 6_738_415_616, 6_738_415_616 - 32000 * 4096  # of which the head is one number a state
+    _, moments = need("ppo", "prm.lora=null", zero=Zero(stage=3))
+    for name, parts in moments.items():
+        assert parts["weights"] == pytest.approx(2 * (parameters + critic) / 8, rel=1e-5), name
+        assert parts["frozen"] == pytest.approx(2 * parameters / 8 + 4 * critic, rel=1e-5), (
+            name
+        )  # the reference; and the PRM, whole in fp32
+    assert moments["sample"]["buffers"] == 2 * parameters and not moments["score"].get("buffers")
+    _, served = need("ppo", "ppo.rollout.server=http://localhost:8000/v1", zero=Zero(stage=3))
+    assert "sample" not in served
+
+
+def test_ppo_on_whole_weights_is_never_proposed_zero_3_and_refused_under_it(capsys):
     plans, _ = planned(SEVEN, LLAMA_7B)
-    assert all(setting.zero is None or setting.zero.stage < 3 for setting in (*plans["ppo"].table, *plans["ppo"].fitting))
+    assert any(setting.zero is not None and setting.zero.stage == 3 for setting in plans["ppo"].table)
     three = "launch.deepspeed=configs/deepspeed/zero3.json"
-    for command in ("check", "run"):
-        assert main([command, SEVEN, three]) == 2
-        shown = capsys.readouterr().err
-        assert "stages.ppo: its sampler and its reference read weights that ZeRO-3 divides" in shown and "rlef ppo CONFIG" in shown
-    divided, _ = planned(SEVEN, LLAMA_7B, three)
-    assert divided["ppo"].now is None and not divided["ppo"].fits and divided["ppo"].best is not None
+    for key, override in {"lora": "ppo.lora={rank: 16}", "average": "ppo.average=0.9"}.items():
+        plans, _ = planned(SEVEN, LLAMA_7B, override)
+        assert all(setting.zero is None or setting.zero.stage < 3 for setting in (*plans["ppo"].table, *plans["ppo"].fitting))
+        for command in ("check", "run"):
+            assert main([command, SEVEN, three, override]) == 2
+            shown = capsys.readouterr().err
+            assert f"stages.ppo.{key}: it works on whole weights, and ZeRO-3 divides them" in shown and "rlef ppo CONFIG" in shown
+        divided, _ = planned(SEVEN, LLAMA_7B, override, three)
+        assert divided["ppo"].now is None and not divided["ppo"].fits and (divided["ppo"].best is not None) == (key == "lora")
 
 
 def test_where_nothing_fits_other_ways_are_told_with_what_they_change():
-    plans, machines = planned(SEVEN, LLAMA_7B, gpus=8, memory=48)
+    plans, machines = planned(SEVEN, LLAMA_7B, gpus=8, memory=42)
     told = {error.problem.split(":")[0]: error.fix for error in refused(list(plans.values()), machines)}
     assert told["stages.ppo"].startswith("'ppo.lora={rank: 16}'") and told["stages.ppo"].endswith(", with other results")
     plans, machines = planned(SEVEN, LLAMA_7B, gpus=8, memory=24)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlef.rollout.base import SampleRequest, SamplingParams, keyed_uniforms
-from rlef.rollout.hf import HFGenerator
+from rlef.rollout.hf import CopyGenerator, HFGenerator
 
 PROMPTS = ["Ann has 3 pens.", "Ben has 12 more pens than Ann. How many?", "2+2", "How many pens does Ben have? " * 3]
 
@@ -158,3 +158,25 @@ def test_r12_a_checkpoints_sampling_habits_do_not_leak_in(tiny, tmp_path):
     loaded = load_policy(tmp_path)
     assert loaded.generation_config.repetition_penalty in (None, 1.0) and loaded.generation_config.top_k != 1
     assert generate(loaded, tokenizer, requests(tokenizer)) == generate(model, tokenizer, requests(tokenizer))
+
+
+def test_a_copy_answers_as_the_policy_of_the_last_sync_and_then_lets_its_weights_go(tiny, tmp_path):
+    from rlef.models import load_policy, save_policy
+    from rlef.rl.policy import TokenPolicy
+
+    model, tokenizer = tiny
+    save_policy(model, tokenizer, tmp_path)
+    copy = CopyGenerator(load_policy(tmp_path), tokenizer.pad_token_id)
+
+    class Policy:
+        def full_parameters(self):
+            return TokenPolicy(model).named_parameters()
+
+    for _ in range(2):
+        copy.sync_weights(Policy())
+        found = copy.generate(requests(tokenizer), SamplingParams(24, 1.0, (tokenizer.eos_token_id,)))
+        assert found == generate(model, tokenizer, requests(tokenizer), stops=(tokenizer.eos_token_id,))
+        assert not any(parameter.numel() for parameter in copy.model.parameters())
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(-1)
+    assert found != generate(model, tokenizer, requests(tokenizer), stops=(tokenizer.eos_token_id,))

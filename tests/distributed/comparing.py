@@ -1,0 +1,40 @@
+"""What tests over ranks share: processes started, shipped DeepSpeed files for small models, the distance of two updates."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+def start(script: str, processes: int, *arguments: object) -> None:
+    """A script of this folder on so many processes; on one without torchrun."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    ranks = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *ranks, str(HERE / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def divided(name: str, folder: Path) -> str:
+    """A copy in `folder` of the shipped file of that name, which would leave a small model whole."""
+    settings = json.loads((ROOT / "configs" / "deepspeed" / f"{name}.json").read_text())
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps(settings))
+    return str(file)
+
+
+def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], began: dict[str, torch.Tensor]) -> float:
+    """The length of the difference of two updates over that of the first; a head that `began` lacks counts in the difference alone."""
+    assert one.keys() == other.keys()
+    difference = torch.cat([(one[name] - other[name]).flatten() for name in one])
+    update = torch.cat([(one[name] - began[name]).flatten() for name in one if name in began])
+    return (difference.norm() / update.norm()).item()
