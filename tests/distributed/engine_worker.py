@@ -1,8 +1,8 @@
 """Two optimiser steps of two micro-batches on every engine, alone or under torchrun: `torchrun engine_worker.py OUT NAME[:OTHER]...`.
 
-NAME is "torch", a ZeRO stage ("0".."3"), a stage with bf16 weights ("2-bf16") or with the optimiser offloaded ("2-offload"), or any of them
-behind which another word keeps apart what it writes ("2-alone"). OTHER is one whose checkpoint it goes on from too. The main process writes
-OUT/NAME.pt.
+NAME is "torch", a ZeRO stage ("0".."3"), a stage with bf16 weights ("2-bf16") or in DeepSpeed's fp16 mode ("2-fp16"), a shipped file
+("zero2_offload"), or any of them behind which another word keeps apart what it writes ("2-alone"). OTHER is one whose checkpoint it goes on
+from too. The main process writes OUT/NAME.pt.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+SHIPPED = Path(__file__).parents[2] / "configs" / "deepspeed"
 STEPS, MICRO_BATCHES, RANKS, ROWS = 2, 2, 2, 2  # rows: of one micro-batch
 SETTINGS = {"lr": 3e-3, "betas": (0.9, 0.95), "weight_decay": 0.1, "max_grad_norm": 0.5, "warmup_steps": 2}
 
@@ -76,6 +77,8 @@ def train(engine, steps, poison: float = 1.0, finish: bool = True) -> list:
 
 
 def run(name: str, other: str, out: Path) -> dict[str, object]:
+    from deepspeed.accelerator import get_accelerator
+
     from rlef.engines import dist, make_engine
     from rlef.engines.deepspeed_engine import full_state
 
@@ -83,11 +86,15 @@ def run(name: str, other: str, out: Path) -> dict[str, object]:
     path = None
     if stage != "torch":
         path = str(out / f"{name}.json")
-        zero = {"stage": int(stage)} | ({"stage3_param_persistence_threshold": 0} if stage == "3" else {})
-        if variant == "offload":
-            zero["offload_optimizer"] = {"device": "cpu"}
+        settings = {"train_batch_size": "auto", "gradient_clipping": "auto", "bf16": {"enabled": "auto"}}
+        settings["zero_optimization"] = {"stage": int(stage)} if stage.isdigit() else {}
+        if not stage.isdigit():
+            settings = json.loads((SHIPPED / f"{stage}.json").read_text())
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # so small a model would not be divided
+        if variant == "fp16":
+            settings["fp16"] = {"enabled": True, "initial_scale_power": 8}
+            get_accelerator().is_fp16_supported = lambda: True  # a CPU is slow at it, not wrong
         if dist.is_main():
-            settings = {"train_batch_size": "auto", "gradient_clipping": "auto", "bf16": {"enabled": "auto"}, "zero_optimization": zero}
             Path(path).write_text(json.dumps(settings))
         dist.barrier()
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 WORKER = Path(__file__).parent / "engine_worker.py"
-EXACT = ["torch", "0", "1", "2", "3", "2-offload", "3-offload"]
+EXACT = ["torch", "0", "1", "2", "3", "zero2_offload", "zero3_offload"]
 HALF = ["torch-bf16", "0-bf16", "2-bf16", "3-bf16"]
 AGAIN = ["torch-again", "1-again"]  # on one process, like those "alone"
 # Whose checkpoint it goes on from: another number of ranks, another ZeRO stage, both.
-OTHER = {"torch": "1-alone", "0": "torch", "1": "torch-alone", "2": "1", "3": "2", "2-offload": "3", "torch-again": "2", "1-again": "3"}
+OTHER = {"torch": "1-alone", "0": "torch", "1": "torch-alone", "2": "1", "3": "2", "zero2_offload": "3", "torch-again": "2", "1-again": "3"}
 OTHER |= {"2-bf16": "torch-bf16"}
+SCALED = ["2-fp16", "3-fp16"]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("engines")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(WORKER.parents[2])}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    alone, two = ["torch-alone", "1-alone"], [f"{name}:{OTHER[name]}" if name in OTHER else name for name in EXACT + HALF]
+    alone, two = ["torch-alone", "1-alone"], [f"{name}:{OTHER[name]}" if name in OTHER else name for name in EXACT + HALF + SCALED]
     for ranks, names in (([], alone), (torchrun, two), ([], [f"{name}:{OTHER[name]}" for name in AGAIN])):
         command = [sys.executable, *ranks, str(WORKER), str(out), *names]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
@@ -58,15 +59,16 @@ def test_two_steps_of_two_micro_batches_equal_brute_force(result, reference):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", HALF)
-def test_half_precision_engines_agree_up_to_rounding(result, reference):
+@pytest.mark.parametrize("name", HALF + SCALED)
+def test_half_precision_engines_agree_up_to_rounding(result, reference, name):
     assert result["norms"] == pytest.approx(reference["norms"], rel=1e-3)
     assert apart(result["weights"], reference["weights"]) < 0.02
-    assert all(weight.dtype == torch.bfloat16 for weight in result["weights"].values())
+    half = torch.float16 if name in SCALED else torch.bfloat16
+    assert all(weight.dtype == half for weight in result["weights"].values())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXACT + HALF)
+@pytest.mark.parametrize("name", EXACT + HALF + SCALED)
 def test_discarded_and_broken_gradients_leave_no_trace(result):
     skipped, norm = result["broken"]
     assert skipped and not torch.tensor(norm).isfinite()
@@ -74,7 +76,7 @@ def test_discarded_and_broken_gradients_leave_no_trace(result):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXACT + HALF)
+@pytest.mark.parametrize("name", EXACT + HALF + SCALED)
 def test_saved_and_loaded_engines_go_on_bitwise(result):
     assert result["resumed"]
 
@@ -92,7 +94,7 @@ def test_half_precision_goes_on_alike_from_another_engine(result):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXACT + HALF)
+@pytest.mark.parametrize("name", EXACT + HALF + SCALED)
 def test_whole_weights_are_walked_and_saved(result, folder, name):
     from transformers import AutoModelForCausalLM
 
