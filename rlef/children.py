@@ -6,9 +6,11 @@ import contextlib
 import ctypes
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,10 @@ from rlef.config import Config
 from rlef.run_dir import write_json
 
 SAVE_S = 600  # how long what was told to stop may take to save
+ERROR, FAILURE = (
+    "error.txt",
+    "failure.json",
+)  # in a stage's folder: the user's mistake that a worker found; the traceback of the first to die
 TORCHRUN = (
     "RANK",
     "WORLD_SIZE",
@@ -56,11 +62,23 @@ def run_stage_in(
 
     What both tell each other lies in `folder` until it is done. Raises ChildFailed; Stopped where the process was told to stop.
     """
-    job, answer, error = (folder / name for name in ("job.json", "result.json", "error.txt"))
-    error.unlink(missing_ok=True)
-    told = {"config": config.model_dump(mode="json"), "stage": stage, "folder": str(folder), "inputs": dict(inputs)}
-    write_json(job, told | {"function": function, "tracked": tracked})
+    job = write_job(config, stage, folder, inputs, function, tracked=tracked)
     code = wait([*command, "-m", "rlef.worker", str(job)], environment=environment, alone=alone)
+    return result_of(code, folder)
+
+
+def write_job(config: Config, stage: str, folder: Path, inputs: Mapping[str, str], function: str, *, tracked: bool) -> Path:
+    """The file that tells rlef.worker what to do, the resolved config in it. What an earlier start left to say is gone."""
+    for name in (ERROR, FAILURE):
+        (folder / name).unlink(missing_ok=True)
+    told = {"config": config.model_dump(mode="json"), "stage": stage, "folder": str(folder), "inputs": dict(inputs)}
+    write_json(folder / "job.json", told | {"function": function, "tracked": tracked})
+    return folder / "job.json"
+
+
+def result_of(code: int, folder: Path) -> dict[str, Any]:
+    """What the workers that ended with `code` left. Raises ChildFailed and Stopped."""
+    job, answer, error = (folder / name for name in ("job.json", "result.json", ERROR))
     if code == stopping.EXIT_CODE:
         raise stopping.Stopped
     if code != 0 or not answer.is_file():
@@ -73,18 +91,40 @@ def run_stage_in(
 
 def wait(command: Sequence[str], environment: Mapping[str, str] | None = None, *, alone: bool = False) -> int:
     """Run a command to its end and return its code. `alone`: it is no rank of the group that this process belongs to."""
-    inherited = {key: value for key, value in os.environ.items() if not (alone and (key in TORCHRUN or key.startswith("TORCHELASTIC")))}
-    # Told by a signal that it may answer by saving, an orphan would write beside the run's next start.
-    end = partial(end_with_parent, signal.SIGKILL)
-    process = subprocess.Popen(command, env=inherited | dict(environment or {}), preexec_fn=end)
-    try:
-        return process.wait()
-    except BaseException:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=SAVE_S)
-        process.kill()
-        raise
+    return Child(command, environment, alone=alone).wait()
+
+
+class Child:
+    """A command that ends with this process. Any thread may end it."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None, *, alone: bool = False) -> None:
+        inherited = {key: value for key, value in os.environ.items() if not (alone and (key in TORCHRUN or key.startswith("TORCHELASTIC")))}
+        # Told by a signal that it may answer by saving, an orphan would write beside the run's next start.
+        end = partial(end_with_parent, signal.SIGKILL)
+        # A batch system's or a terminal's signal for the whole group would reach it beside this process's own: the second ends it at once.
+        self._process = subprocess.Popen(command, env=inherited | dict(environment or {}), preexec_fn=end, process_group=0)
+        self._asked, self._lock = False, threading.Lock()
+
+    def wait(self) -> int:
+        """Its code. What breaks in has it stop first, and waits until it has saved."""
+        try:
+            return self._process.wait()
+        except BaseException:
+            self.stop()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=SAVE_S)
+            self.kill()
+            raise
+
+    def stop(self) -> None:
+        """Have it save and end; once, however many ask."""
+        with self._lock:
+            if not self._asked:
+                self._asked = True
+                self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
 
 
 def end_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
@@ -92,3 +132,19 @@ def end_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
+
+
+def end_with(pid: int) -> None:
+    """Have this process killed when that one is gone, though others stand between them."""
+    if sys.platform != "linux":
+        return
+    try:
+        gone = os.pidfd_open(pid)
+    except ProcessLookupError:
+        os._exit(1)
+
+    def follow() -> None:
+        select.select([gone], [], [])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=follow, daemon=True).start()

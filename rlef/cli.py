@@ -83,10 +83,10 @@ def _config_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _machine_arguments(command: argparse.ArgumentParser, *, needed: bool) -> None:
-    command.add_argument("--gpus", type=_above_zero, metavar="N", help="of all machines together (default: launch.processes)")
+    command.add_argument("--gpus", type=_above_zero, metavar="N", help="of all machines together (default: as the config launches)")
     command.add_argument("--gpu-memory", type=_above_zero, required=needed, metavar="GB", help="of one GPU, in 10^9 bytes")
     command.add_argument(
-        "--nodes", type=_above_zero, default=1, metavar="N", help="machines; travelling between them is slower (default: 1)"
+        "--nodes", type=_above_zero, metavar="N", help="machines; travelling between them is slower (default: as the config launches)"
     )
     command.add_argument("--prompt-tokens", type=_above_zero, default=256, metavar="N", help="of the longest prompt (default: 256)")
 
@@ -109,8 +109,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, RewardModelsError) as error:
         print(inert(f"error: {error}"), file=sys.stderr)
         return 2
-    except stopping.Stopped:
-        print("stopped by SIGTERM; the same command goes on with the first unfinished stage", file=sys.stderr, flush=True)
+    except stopping.Stopped as stopped:
+        print(
+            f"{str(stopped) or 'stopped by SIGTERM'}; the same command goes on with the first unfinished stage", file=sys.stderr, flush=True
+        )
         return stopping.EXIT_CODE
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on with the first unfinished stage", file=sys.stderr)
@@ -151,22 +153,39 @@ def _dispatch(options: argparse.Namespace) -> int:
         with disk.told(options.config, but=UserError):
             print(write_report(Path(options.config)))
         return 0
-    from rlef.config import WITHOUT_MODEL
     from rlef.load_config import load_config
 
-    given = [f"launch.processes={options.gpus}"] if options.command in ("check", "plan") and options.gpus is not None else []
+    given: list[str] = []
+    if options.command in ("check", "plan") and options.gpus is not None:  # wherever they are
+        given = [f"launch.processes={options.gpus}", "launch.nodes=1", "launch.hostfile=null"]
     config = load_config(options.config, [*options.overrides, *given])
     if options.command in ("check", "plan"):
         from rlef.needs import Machines
 
-        machines = Machines(config.launch.processes, 1e9 * (options.gpu_memory or 0), options.nodes, options.prompt_tokens)
+        nodes = options.nodes or len(config.launch.slots)
+        machines = Machines(config.launch.world, 1e9 * (options.gpu_memory or 0), nodes, options.prompt_tokens)
         return check(config, machines) if options.command == "check" else plan(config, machines, as_json=options.json)
+    if len(config.launch.slots) == 1:
+        return work(config, options)
+    from rlef.hosts import own_rank
+    from rlef.nodes import Follower, Lead
+
+    node = own_rank(config.launch, os.environ)
+    if node > 0:
+        return Follower(config.launch, node).run()
+    with Lead(config.launch) as lead:
+        return work(config, options, lead)
+
+
+def work(config: Any, options: argparse.Namespace, lead: Any = None) -> int:
+    """Run the stages that are asked for, and show what they made."""
     from rlef import pipeline
+    from rlef.config import WITHOUT_MODEL
 
     if options.command == "run":
-        run = pipeline.run(config, start=options.start, only=options.only, yes=options.yes)
+        run = pipeline.run(config, start=options.start, only=options.only, yes=options.yes, lead=lead)
     else:
-        run = pipeline.run(config, only=options.command, yes=options.yes)
+        run = pipeline.run(config, only=options.command, yes=options.yes, lead=lead)
     alone = options.only if options.command == "run" else options.command
     data_alone = all(stage.kind in WITHOUT_MODEL for stage in config.stages.values())
     for name in [alone] if alone is not None else config.stages if data_alone else ():

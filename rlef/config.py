@@ -117,9 +117,63 @@ class TrackingSection(Section):
 class LaunchSection(Section):
     """How stages that train are started. Not part of a stage's fingerprint."""
 
-    processes: int = Field(default=1, ge=1, description="processes on this machine; >1 starts torchrun")
+    processes: int = Field(default=1, ge=1, description="processes on each machine; with more than one in all torchrun starts them")
+    nodes: int = Field(
+        default=1, ge=1, description="machines; the same command is started on each, in the same folder, on files that all of them share"
+    )
+    rank: int | None = Field(
+        default=None,
+        ge=0,
+        description="this machine's, from 0; default: NODE_RANK, SLURM_NODEID, JOB_COMPLETION_INDEX (Kubernetes) or PET_NODE_RANK of the "
+        "environment; with a hostfile the line that names this machine",
+    )
+    rendezvous: str | None = Field(default=None, description="HOST or HOST:PORT of node 0, where the others report; port 29400 by default")
+    hostfile: str | None = Field(
+        default=None,
+        description="DeepSpeed's: a line `HOST slots=PROCESSES` a machine, node 0 first. In place of nodes and processes; DeepSpeed's "
+        "launcher starts the processes",
+    )
+    hosts: dict[str, int] | None = Field(default=None, description="what the hostfile says, read from it")
+    timeout_s: float = Field(
+        default=30.0, ge=5, description="seconds without a sign of life after which a machine is lost and the run ends"
+    )
     deepspeed: str | None = Field(default=None, description="DeepSpeed JSON for the trained models (configs/deepspeed/)")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """Processes of each machine."""
+        return (self.processes,) * self.nodes if self.hosts is None else tuple(self.hosts.values())
+
+    @property
+    def world(self) -> int:
+        """Processes of all machines."""
+        return sum(self.slots)
+
+    @property
+    def meeting(self) -> tuple[str, int]:
+        """Host and port of node 0, where the others report."""
+        first = "127.0.0.1" if self.hosts is None else next(iter(self.hosts))
+        host, _, port = (self.rendezvous or first).partition(":")
+        return host, int(port or PORT)
+
+    def mistakes(self) -> list[str]:
+        """What does not go together, each with its key."""
+        wrong = []
+        if (self.hosts is None) != (self.hostfile is None):
+            wrong.append("launch.hosts: is what launch.hostfile says; give the file alone")
+        if self.hosts is not None and (self.nodes > 1 or self.processes > 1):
+            wrong.append("launch.hostfile: says how many machines and processes there are; leave launch.nodes and launch.processes out")
+        if self.rendezvous is not None and re.fullmatch(r"[^\s:]+(:[1-9]\d{0,4})?", self.rendezvous) is None:
+            wrong.append(f"launch.rendezvous: {self.rendezvous!r} is not HOST or HOST:PORT")
+        if self.nodes > 1 and self.rendezvous is None:
+            wrong.append(f"launch.nodes: {self.nodes} machines meet at node 0; set launch.rendezvous to its address")
+        if self.rank is not None and self.rank >= len(self.slots):
+            wrong.append(f"launch.rank: {self.rank}, of {len(self.slots)} machine(s); they count from 0")
+        return wrong
+
+
+PORT = 29400  # as torchrun's own rendezvous
 
 
 # ---------------------------------------------------------------------------------------------- stages
@@ -773,7 +827,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _joined_up(self) -> Config:
         """Rules between sections; all broken ones are named at once."""
-        wrong: list[str] = []
+        wrong = self.launch.mistakes()
         model = self.model
         given = (model.path is not None) + (model.random is not None)
         if given > 1 or (not given and any(stage.kind not in WITHOUT_MODEL for stage in self.stages.values())):
@@ -859,13 +913,12 @@ class Config(Section):
                 wrong += [f"stages.{name}.require.{line}" for line in gate.mistakes(stage.kind, stage.require)]
                 if stage.patience is not None and stage.eval_every is None:
                     wrong.append(f"stages.{name}.patience: counts looks, and there are none without eval_every")
-            world = self.launch.processes
+            world = self.launch.world
             if isinstance(stage, TrainSettings):
                 micro = min(stage.micro_batch_size, max(1, stage.batch_size // world))
                 if stage.batch_size % (micro * world):
                     wrong.append(
-                        f"stages.{name}.batch_size: {stage.batch_size} is no multiple of "
-                        f"micro_batch_size x launch.processes = {micro} x {world}"
+                        f"stages.{name}.batch_size: {stage.batch_size} is no multiple of micro_batch_size x processes = {micro} x {world}"
                     )
             if stage.kind == "dpo" and (stage.label_smoothing > 0) != (stage.loss in SMOOTHED):
                 wrong.append(
@@ -874,12 +927,10 @@ class Config(Section):
             if stage.kind == "grpo":
                 step, micro = stage.step_rows(world)
                 if stage.prompts_per_iteration % world:
-                    wrong.append(
-                        f"stages.{name}.prompts_per_iteration: must be a multiple of launch.processes ({world}): groups stay whole"
-                    )
+                    wrong.append(f"stages.{name}.prompts_per_iteration: must be a multiple of the processes ({world}): groups stay whole")
                 elif stage.prompts_per_iteration * stage.samples_per_prompt != step * stage.minibatches * world or step % micro:
                     wrong.append(
-                        f"stages.{name}: prompts_per_iteration x samples_per_prompt must be a multiple of minibatches x launch.processes, "
+                        f"stages.{name}: prompts_per_iteration x samples_per_prompt must be a multiple of minibatches x processes, "
                         f"and what comes out ({step}) of micro_batch_size"
                     )
             if stage.kind == "ppo" and stage.critic_init == "prm" and (addresses(stage.prm) or function_of(stage.prm)):

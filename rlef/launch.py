@@ -1,4 +1,4 @@
-"""Starts a stage: in this process, or under torchrun where the config asks for several."""
+"""Starts a stage: in this process, or under torchrun or DeepSpeed's launcher where the config asks for several, on one machine or many."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reward_models.ranks import announce_one_rank
-from rlef.children import SAVE_S, ChildFailed, run_stage_in
-from rlef.config import Config, addresses
+from rlef.children import SAVE_S, Child, ChildFailed, result_of, write_job
+from rlef.config import Config, LaunchSection, addresses
 from rlef.errors import UserError
+from rlef.hosts import free_port
 from rlef.run_dir import RunDir, write_json
 from rlef.stages.context import StageContext
 from rlef.tracking import Tracker
 
 if TYPE_CHECKING:
+    from rlef.nodes import Lead
     from rlef.pipeline import Kind
 
 
@@ -42,25 +44,46 @@ def quiet() -> None:
     logging.disable(logging.WARNING)
 
 
-def run_stage(config: Config, run: RunDir, name: str, folder: Path, inputs: dict[str, str], kind: Kind) -> dict[str, Any]:
-    """The stage's result. `inputs` are stage names or outside paths."""
+def run_stage(
+    config: Config, run: RunDir, name: str, folder: Path, inputs: dict[str, str], kind: Kind, lead: Lead | None = None
+) -> dict[str, Any]:
+    """The stage's result. `inputs` are stage names or outside paths. `lead`: what tells the other machines, where there are any."""
     folders = {key: str(run.stage(source) if source in config.stages else Path(source)) for key, source in inputs.items()}
     shared = kind.distributed or (kind.shares_teacher and config.teacher.kind == "hf")
-    if config.launch.processes == 1 or not shared:
+    if config.launch.world == 1 or not shared:
         return call(config, run, name, folder, folders, kind.function)
-    ranks = ["-m", "rlef.ranks", "--standalone", f"--nproc_per_node={config.launch.processes}"]
-    threads = max(1, (os.cpu_count() or 1) // config.launch.processes)
+    job, port = write_job(config, name, folder, folders, kind.function, tracked=True), free_port()
+    if lead is not None:
+        lead.start(name, job, port)
+    child = start_ranks(config.launch, 0, port, job)
+    try:
+        return result_of(lead.wait(child) if lead is not None else child.wait(), folder)
+    except ChildFailed as failure:
+        if failure.said is not None:
+            raise UserError(failure.said) from None
+        raise RuntimeError(f"stage {name}: its processes ended with code {failure.code}; the first traceback above is the cause") from None
+
+
+def start_ranks(launch: LaunchSection, node: int, port: int, job: Path) -> Child:
+    """This machine's ranks of a stage. `port`: a free one of node 0."""
+    threads = max(1, (os.cpu_count() or 1) // launch.slots[node])
     environment = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVE_S),  # torchrun's own 30 s are too few to save a large model
     }
-    try:
-        command = [sys.executable, *ranks]
-        return run_stage_in(command, config, name, folder, folders, kind.function, tracked=True, environment=environment)
-    except ChildFailed as failure:
-        if failure.said is not None:
-            raise UserError(failure.said) from None
-        raise RuntimeError(f"stage {name}: torchrun ended with code {failure.code}; the first traceback above is the cause") from None
+    return Child([sys.executable, "-m", "rlef.ranks", *ranks_words(launch, node, port), "--module", "rlef.worker", str(job)], environment)
+
+
+def ranks_words(launch: LaunchSection, node: int, port: int) -> list[str]:
+    """How torchrun, or DeepSpeed's launcher where there is a hostfile, starts one machine's ranks."""
+    host, _ = launch.meeting
+    if launch.hostfile is not None:
+        where = ["--hostfile", launch.hostfile, "--no_ssh", "--node_rank", str(node), "--master_addr", host, "--master_port", str(port)]
+        return ["deepspeed", *where, "--no_local_rank", "--quiet"]
+    if launch.nodes == 1:
+        return ["torchrun", "--standalone", f"--nproc_per_node={launch.processes}"]
+    where = [f"--nnodes={launch.nodes}", f"--node_rank={node}", f"--master_addr={host}", f"--master_port={port}"]
+    return ["torchrun", *where, f"--nproc_per_node={launch.processes}"]
 
 
 def call(

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from rlef import rounds
 from rlef.config import STAGE_TYPES, Config, EvolveStage, MethodStage, resolve_path
 from rlef.errors import UserError, raise_all
+from rlef.hosts import read_hostfile
 from rlef.memory import Zero
 
 MOST_NODES = 100_000  # of a YAML file with its aliases written out
@@ -47,6 +48,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         _mapping(stages, name, path, key=f"stages.{name}")
     run = _mapping(data, "run", path)
     run["dir"] = run.get("dir") or f"runs/{path.stem}"
+    launch = _mapping(data, "launch", path)
+    if launch.get("hostfile") is not None:
+        launch["hosts"] = read_hostfile(str(launch["hostfile"]))
     data = rounds.expand(data)
     for name, settings in data["stages"].items():
         settings.setdefault("kind", name)

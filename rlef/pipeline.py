@@ -41,6 +41,7 @@ from rlef.config import (
 from rlef.errors import UserError, raise_all
 from rlef.evolution.operations import check_weights, operations_of, operations_to_improve
 from rlef.memory import Zero
+from rlef.nodes import Lead
 from rlef.rl.functions import check_function
 from rlef.run_dir import RunDir, digest, outside_digest, write_json
 from rlef.sources import read_problems, with_answers
@@ -69,7 +70,7 @@ class Kind:
     function: str  # module:function
     inputs: dict[str, tuple[str, ...]]
     uses_teacher: bool = False
-    distributed: bool = False  # started under torchrun when launch.processes > 1
+    distributed: bool = False  # run by several processes where the config asks for them
     shares_teacher: bool = False  # so too, where the teacher is a model in this process
 
 
@@ -458,8 +459,8 @@ def plan(config: Config, run_dir: RunDir, inputs: dict[str, dict[str, str]], *, 
     return reasons
 
 
-def run(config: Config, *, start: str | None = None, only: str | None = None, yes: bool = False) -> RunDir:
-    """Run what is not done yet. `start` redoes that stage and all after it; `only` runs one stage alone."""
+def run(config: Config, *, start: str | None = None, only: str | None = None, yes: bool = False, lead: Lead | None = None) -> RunDir:
+    """Run what is not done yet. `start` redoes that stage and all after it; `only` runs one stage alone. `lead`: of other machines."""
     for name, flag in ((start, "--from"), (only, "--only")):
         if name is not None and name not in config.stages:
             near = difflib.get_close_matches(name, list(config.stages), n=1)
@@ -487,12 +488,18 @@ def run(config: Config, *, start: str | None = None, only: str | None = None, ye
     if only is None:
         _guard(config, run_dir, reasons, yes)
     with run_dir.locked(), disk.told(run_dir.root, but=UserError):
-        _run_stages(config, run_dir, inputs, names, forced, yes)
+        _run_stages(config, run_dir, inputs, names, forced, yes, lead)
     return run_dir
 
 
 def _run_stages(
-    config: Config, run_dir: RunDir, inputs: dict[str, dict[str, str]], names: Sequence[str], forced: set[str], yes: bool
+    config: Config,
+    run_dir: RunDir,
+    inputs: dict[str, dict[str, str]],
+    names: Sequence[str],
+    forced: set[str],
+    yes: bool,
+    lead: Lead | None,
 ) -> None:
     created = False
     mend(run_dir.metrics_file, {name: run_dir.stage(name) for name in config.stages if run_dir.manifest(name) is not None})
@@ -531,7 +538,7 @@ def _run_stages(
             print(f"{label}: changed since it was stopped: {', '.join(changed)}; the old folder moves to superseded/", flush=True)
         folder = run_dir.start(name, print_)
         try:
-            result = launch.run_stage(config, run_dir, name, folder, inputs[name], REGISTRY[config.stages[name].kind])
+            result = launch.run_stage(config, run_dir, name, folder, inputs[name], REGISTRY[config.stages[name].kind], lead)
         except Exception:
             run_dir.drop_if_empty(name)
             raise

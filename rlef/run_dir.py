@@ -60,7 +60,7 @@ def damaged(path: Path, how: str) -> UserError:
 def folder_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below but those of the frame and those that go when the stage is done."""
     # training_args.bin holds a folder and a time: the same work done twice would look changed.
-    skipped = {"manifest.json", "started.json", "job.json", "result.json", "error.txt", "training_args.bin", METRICS}
+    skipped = {"manifest.json", "started.json", "job.json", "result.json", "error.txt", "failure.json", "training_args.bin", METRICS}
     return {
         str(file.relative_to(folder)): file_digest(file)
         for file in sorted(folder.rglob("*"))
@@ -185,7 +185,7 @@ class RunDir:
     def drop_if_empty(self, name: str) -> None:
         """Remove the folder of a stage that wrote nothing before it failed; of a run that had no other, everything."""
         folder = self.stage(name)
-        if {file.name for file in folder.iterdir()} <= {"started.json", "job.json", "error.txt"}:
+        if {file.name for file in folder.iterdir()} <= {"started.json", "job.json", "error.txt", "failure.json"}:
             shutil.rmtree(folder)
             # journal.sqlite is not among them: what was paid for stays.
             if {file.name for file in self.root.iterdir()} <= {".lock", "config.yaml", "run.json", "metrics.jsonl", "wandb"}:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
 from reward_models import disk, stopping
 from reward_models.errors import UserError as RewardModelsError
-from rlef.children import end_with_parent
+from rlef.children import ERROR, FAILURE, end_with, end_with_parent
 from rlef.engines import dist
 from rlef.errors import UserError
 from rlef.launch import call, quiet
@@ -22,6 +24,8 @@ from rlef.run_dir import RunDir, write_json
 def main(file: str) -> int:
     quiet()
     end_with_parent(signal.SIGKILL)  # ranks wait for one another without a limit
+    if launcher := os.environ.get("RLEF_RANKS"):
+        end_with(int(launcher))
     job = json.loads(Path(file).read_text())
     config = parse_config(job["config"], file)
     folder = Path(job["folder"])
@@ -36,13 +40,30 @@ def main(file: str) -> int:
         dist.close()
     except (UserError, RewardModelsError) as error:
         try:
-            (folder / "error.txt").write_text(str(error))  # where several ranks make a mistake, they all make this one
+            (folder / ERROR).write_text(str(error))  # where several ranks make a mistake, they all make this one
         except OSError:  # a full disk has no room for it
             print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        _leave(2)
     except stopping.Stopped:
         _leave(stopping.EXIT_CODE)
+    except Exception as error:
+        _tell(error, folder)
+        _leave(1)
     _leave(0)
+
+
+def _tell(error: Exception, folder: Path) -> None:
+    """The first rank to fail shows its traceback; others, which fail for its sake, a line each."""
+    rank = f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}"
+    node = int(os.environ.get("GROUP_RANK", os.environ.get("CROSS_RANK", "0")))  # by torchrun, by DeepSpeed's launcher
+    told = "".join(traceback.format_exception(error))
+    try:
+        # Only then do others lose their connection to this one.
+        with (folder / FAILURE).open("x", encoding="utf-8") as handle:
+            json.dump({"node": node, "rank": rank, "traceback": told}, handle)
+        print(f"{rank}:\n{told}", file=sys.stderr, end="", flush=True)
+    except FileExistsError:
+        print(f"{rank}, after the first: {told.splitlines()[-1]}", file=sys.stderr, flush=True)
 
 
 def _leave(code: int) -> NoReturn:

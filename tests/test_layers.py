@@ -16,6 +16,7 @@ LAYERS = [
         "config",
         "rounds",
         "load_config",
+        "hosts",
         "records",
         "teacher",
         "answers",
@@ -38,12 +39,12 @@ LAYERS = [
     {"rollout", "engines"},
     {"evolution", "rl"},
     {"stages"},
-    {"launch", "ranks", "worker"},
+    {"launch", "ranks", "worker", "nodes"},
     {"pipeline"},
     {"cli", "__main__"},
 ]
 HOMES = {
-    "deepspeed": {"rlef/engines/deepspeed_engine.py"},
+    "deepspeed": {"rlef/engines/deepspeed_engine.py", "rlef/ranks.py"},
     "vllm": {"rlef/rollout/colocated.py"},
     "trl": {"rlef/stages/sft.py", "rlef/stages/dpo.py", "rlef/stages/grpo.py", "rlef/stages/rollouts.py"},
     "wandb": {"rlef/tracking.py"},

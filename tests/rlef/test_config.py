@@ -157,7 +157,7 @@ def test_groups_stay_on_one_process():
     stages = {"grpo": {"kind": "grpo", "prompts_per_iteration": 6, "samples_per_prompt": 4, "minibatches": 2}}
     data = {"model": {"random": {}}, "stages": stages}
     assert parse_config(data | {"launch": {"processes": 3}}, "c.yaml").stages["grpo"].step_rows(3) == (4, 4)
-    with pytest.raises(UserError, match="stages.grpo.prompts_per_iteration: must be a multiple of launch.processes"):
+    with pytest.raises(UserError, match="stages.grpo.prompts_per_iteration: must be a multiple of the processes"):
         parse_config(data | {"launch": {"processes": 4}}, "c.yaml")
 
 
