@@ -139,6 +139,15 @@ class LaunchSection(Section):
     )
     deepspeed: str | None = Field(default=None, description="DeepSpeed JSON for the trained models (configs/deepspeed/)")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    reward_device: str | None = Field(
+        default=None,
+        pattern=r"^(cpu|cuda:\d+)$",
+        description="where reward models lie while a policy trains, e.g. cuda:7 with 7 processes; default: on each process's own device",
+    )
+
+    @property
+    def rewards_on(self) -> str:
+        return self.reward_device or self.device
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -530,6 +539,11 @@ class RolloutSection(Section):
         description="a vLLM engine in the trainer's own process, one a rank; needs vllm installed beside rlef (pip install vllm). It takes "
         "0.3 of the GPU's memory; `options` give it another share, or --enable-sleep-mode, which lends it to the trainer between rollouts",
     )
+    gpus: str | None = Field(
+        default=None,
+        pattern=r"^\d+(,\d+)*$",
+        description="of the server that `vllm` starts, e.g. 6,7 with 6 processes; default: those of the trainer",
+    )
     options: str = Field(default="", description="further options of `vllm serve`, e.g. --gpu-memory-utilization 0.4 --max-model-len 2048")
     sync: Literal["reload", "nccl"] = Field(
         default="reload",
@@ -552,6 +566,8 @@ class RolloutSection(Section):
     def _one_of_them(self) -> RolloutSection:
         if (self.server is not None) + (self.vllm is not None) + self.colocated > 1:
             raise ValueError("give one of `server`, `vllm` and `colocated`")
+        if self.gpus is not None and self.vllm is None:
+            raise ValueError("gpus: are those of the server that `vllm` starts")
         return self
 
 
@@ -946,6 +962,11 @@ class Config(Section):
             if stage.kind == "evaluate":
                 unknown = sorted(set(stage.servers) - set(stage.policies or ("base", *self.stages)))
                 wrong += [f"stages.{name}.servers.{policy}: no such policy is evaluated" for policy in unknown]
+            if stage.kind == "ppo" and stage.rollout.vllm is not None and len(self.launch.slots) > 1:
+                wrong.append(
+                    f"stages.{name}.rollout.vllm: that server answers its own machine alone; start one that all {len(self.launch.slots)} "
+                    "reach and give its address as rollout.server, or use rollout.colocated"
+                )
             if stage.kind == "ppo" and stage.lora is not None and stage.shared_trunk:
                 wrong.append(f"stages.{name}.shared_trunk: with lora policy and critic share the whole base already; leave one of them out")
             if stage.kind == "ppo" and stage.critic_init == "prm" and (stage.lora is not None or stage.shared_trunk):

@@ -396,3 +396,44 @@ def test_the_serving_load_in_small(tmp_path):
     done = subprocess.run([*command, "--kill-every", "0.2"], capture_output=True, text=True, cwd=root, env=os.environ)
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["answered_once"] == 60 and result["most_off"] <= 1e-5 and result["bad"] >= 3 and result["server_code"] == 0
+
+
+SLURM = {
+    # Two nodes: srun starts its command once a node, and ends with the greatest code.
+    "srun": """while [ "${1#--}" != "$1" ]; do shift; done
+most=0
+for node in 0 1; do SLURM_NODEID=$node "$@"; code=$?; [ $code -gt $most ] && most=$code; done
+exit $most""",
+    "scontrol": """echo "$@" >> scontrol.log
+[ "$1" = show ] && printf 'gpu07\\ngpu09\\n'""",
+    "rlef": """echo "$SLURM_NODEID: $@"; exit $CODE""",
+}
+
+
+@pytest.mark.parametrize("code, before, queued", [(0, "", False), (1, "", False), (75, "", True), (75, "99", True), (75, "100", False)])
+def test_a_slurm_job_starts_one_command_a_node_and_is_queued_again_after_75(tmp_path, code, before, queued):
+    for name, text in SLURM.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "gpu[07,09]", "SLURM_JOB_ID": "123456", "SLURM_JOB_NUM_NODES": "2"}
+    job |= {"SLURM_CPUS_ON_NODE": "64", "SLURM_GPUS_ON_NODE": "8", "CODE": str(code)} | ({"SLURM_RESTART_COUNT": before} if before else {})
+    environment = os.environ | job | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", str(SCRIPTS / "multinode.slurm"), "c.yaml", "ppo.iterations=3"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    words = "run c.yaml ppo.iterations=3 launch.nodes=2 launch.processes=8 launch.rendezvous=gpu07:23456"
+    assert done.returncode == code and done.stdout.splitlines()[:2] == [f"0: {words}", f"1: {words}"], done.stderr
+    assert (tmp_path / "scontrol.log").read_text().splitlines()[1:] == ["requeue 123456"] * queued
+    load_config("configs/quickstart.yaml", words.split()[2:])  # these keys are the schema's
+
+
+def test_a_machine_without_a_gpu_is_not_accepted_and_two_hosts_need_root(tmp_path):
+    """Without torch or root: what both say at once, in a folder of their own."""
+    (tmp_path / "python").write_text("#!/usr/bin/env bash\necho 0\n")
+    (tmp_path / "id").write_text("#!/usr/bin/env bash\necho 1000\n")
+    for name in ("python", "id"):
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VIRTUAL_ENV": str(tmp_path)}
+    for name, code, told in (("gpu_check", 1, "FAIL  GPU: torch finds none"), ("two_hosts", 0, "skipped: network namespaces need root")):
+        command = ["bash", str(SCRIPTS / f"{name}.sh"), str(tmp_path / "logs")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == code and done.stdout.startswith(told) and len(done.stdout.splitlines()) == 1, done.stderr

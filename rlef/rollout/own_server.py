@@ -22,17 +22,20 @@ SHOWN = 15  # last lines of its log
 
 
 class OwnServer:
-    """`command` (vllm serve MODEL ...) on a free port of this machine, in a process group of its own. `url` ends with /v1.
+    """`command` (vllm serve MODEL ...) on a free port of this machine, in a process group of its own. `url` ends with /v1. `gpus`: what
+    it sees of them, by number.
 
     Raises UserError, with the end of its log, where it does not come up within STARTS_S.
     """
 
-    def __init__(self, command: Sequence[str], log: Path) -> None:
+    def __init__(self, command: Sequence[str], log: Path, gpus: str | None = None) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         whole = [*command, "--host", "127.0.0.1", "--port", str(port)]
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"VLLM_SERVER_DEV_MODE": "1"}
+        if gpus is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus
         log.parent.mkdir(parents=True, exist_ok=True)
         try:
             with log.open("w") as out:

@@ -38,7 +38,7 @@ class Practice:
         self.ctx, self.settings, self.pad = ctx, settings, int(tokenizer.pad_token_id)
         stops = stop_ids(tokenizer, policy)
         self.params = SamplingParams(settings.max_tokens, settings.temperature, stops)
-        self.reward = load_reward(settings, ctx.inputs, tokenizer, ctx.config.model, stops, ctx.config.launch.device)
+        self.reward = load_reward(settings, ctx.inputs, tokenizer, ctx.config.model, stops, ctx.config.launch.rewards_on)
         prompts = read_prompts(ctx.inputs["prompts"], tokenizer, ctx.config.model, use_answers=settings.use_answers)
         taken = (take_prompts(prompts, iteration, settings.prompts_per_iteration, ctx.seed) for iteration in range(settings.iterations))
         self.prompts = list(chain.from_iterable(taken))  # all iterations', in order

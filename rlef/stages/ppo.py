@@ -64,7 +64,9 @@ def run(ctx: StageContext) -> dict:
     policy_model = load_policy(start, dtype=dtype, trust_remote_code=trust)
     stops, pad = stop_ids(tokenizer, policy_model), int(tokenizer.pad_token_id)
     base = adapted_base(settings, policy_model, device, ctx.seed)
-    reward = load_reward(settings, ctx.inputs, tokenizer, ctx.config.model, stops, ctx.config.launch.device, base)
+    launch = ctx.config.launch
+    read_on = base if launch.reward_device is None else None  # else the base lies elsewhere
+    reward = load_reward(settings, ctx.inputs, tokenizer, ctx.config.model, stops, launch.rewards_on, read_on)
     fresh = FreshRounds(ctx, tokenizer) if settings.fresh_every is not None else None
     coming: list[list[Prompt]] = []
     if fresh is None:

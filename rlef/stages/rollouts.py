@@ -45,7 +45,7 @@ def make_generator(ctx: StageContext, model: PreTrainedModel, tokenizer: Tokeniz
     folder = ctx.folder / "served"
 
     # 1. The server, which holds some policy of this shape.
-    own = OwnServer(command, folder.parent / "server.log") if rollout.vllm is not None and main else None
+    own = OwnServer(command, folder.parent / "server.log", rollout.gpus) if rollout.vllm is not None and main else None
     url = dist.broadcast_object(own.url if own is not None else rollout.server)
     assert url is not None
     server = ServedGenerator(

@@ -30,7 +30,7 @@ class ScoredSampler:
         stops = stop_ids(self.tokenizer, model)
         self.params = SamplingParams(settings.max_tokens, settings.temperature, stops)
         self.generator = HFGenerator(model, int(self.tokenizer.pad_token_id), settings.rollout_batch_size)
-        self.reward = load_reward(settings, ctx.inputs, self.tokenizer, section, stops, device)
+        self.reward = load_reward(settings, ctx.inputs, self.tokenizer, section, stops, ctx.config.launch.rewards_on)
 
     def answers(self) -> list[Sample]:
         """`samples_per_prompt` answers to `count` prompts: each iteration takes the next ones."""

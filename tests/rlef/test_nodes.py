@@ -61,6 +61,7 @@ def test_a_broken_hostfile_is_one_message(tmp_path, text, told):
         (["hostfile=HOSTS", "processes=2"], "leave launch.nodes and launch.processes out"),
         (["hostfile=missing"], "launch.hostfile: missing: cannot be read"),
         (["hosts={a: 1}"], "give the file alone"),
+        (["reward_device=gpu7"], "launch.reward_device: String should match"),
         (["nodes=3", "rendezvous=a"], "batch_size: 16 is no multiple of micro_batch_size x processes = 5 x 3"),
     ],
 )
@@ -68,6 +69,16 @@ def test_what_does_not_go_together_is_told(tmp_path, words, told):
     file = hosts(tmp_path, "a slots=1\nb slots=1\n")
     with pytest.raises(UserError, match=told):
         load_config("configs/quickstart.yaml", [f"launch.{word}".replace("HOSTS", file) for word in words])
+
+
+def test_a_server_of_one_machine_is_refused_on_several():
+    words = ["launch.nodes=2", "launch.rendezvous=a", "ppo.rollout.vllm=vllm", "ppo.rollout.gpus=6,7"]
+    with pytest.raises(UserError, match="stages.ppo.rollout.vllm: that server answers its own machine alone"):
+        load_config("configs/quickstart.yaml", words)
+    with pytest.raises(UserError, match="gpus: are those of the server"):
+        load_config("configs/quickstart.yaml", words[-1:])
+    config = load_config("configs/quickstart.yaml", [*words[2:], "launch.reward_device=cuda:7"])
+    assert config.launch.rewards_on == "cuda:7" and LaunchSection(device="cpu").rewards_on == "cpu"
 
 
 def test_a_machine_knows_its_rank_by_the_config_the_hostfile_or_its_environment(tmp_path):

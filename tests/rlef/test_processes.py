@@ -1,4 +1,5 @@
-"""The command as a process: killed and started again, stopped by SIGTERM, on two ranks. The stages are small fakes of this file's own."""
+"""The command as a process: killed and started again, stopped by SIGTERM, on two ranks, on two nodes. The stages are small fakes of this
+file's own."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from rlef.hosts import free_port
 
 DRIVER = """
 import dataclasses, sys
@@ -35,6 +38,12 @@ def run_sft(ctx):
     if Path("mistake").exists() and os.environ.get("RANK", "0") in Path("mistake").read_text():
         raise UserError("the fake is not well", fix="heal it")
     rank, file = os.environ.get("RANK", "0"), ctx.folder / "steps.txt"
+    if Path("failure").exists():
+        if rank == "1":
+            raise ValueError("the fake fell over")
+        while not (ctx.folder / "failure.json").exists():
+            time.sleep(0.02)
+        raise RuntimeError("the other is gone")
     if rank != "0":
         (ctx.folder / f"pid{rank}").write_text(str(os.getpid()))
     done = len(file.read_text().splitlines()) if file.is_file() else 0
@@ -196,3 +205,67 @@ def test_a_mistake_on_a_rank_is_one_message(start, tmp_path, ranks):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2 and "error: the fake is not well" in errors
     assert "driver.py" not in errors
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_shows_its_traceback_first_and_others_a_line(start, tmp_path):
+    (tmp_path / "failure").touch()
+    process = start("launch.processes=2")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and errors.count("in run_sft") == 1
+    assert errors.index("ValueError: the fake fell over") < errors.index("RuntimeError: stage sft: its processes ended with code 1")
+
+
+def nodes(start, *words: str) -> list[subprocess.Popen[str]]:
+    """The same command on two nodes of this machine."""
+    return [start("launch.nodes=2", f"launch.rendezvous=127.0.0.1:{free_port()}", f"launch.rank={rank}", *words) for rank in (0, 1)]
+
+
+@pytest.mark.slow
+def test_two_nodes_run_as_one_and_go_on_after_one_was_killed_or_stopped(start, tmp_path):
+    for name in ("wait", "saves"):
+        (tmp_path / name).touch()
+    pid_file = tmp_path / "out" / "sft" / "pid1"
+
+    # 1. One is killed: the other ends, and says so.
+    first, second = nodes(start)
+    waiting(tmp_path)
+    wait_until(pid_file.exists)
+    second.kill()
+    began = time.monotonic()
+    _, errors = first.communicate(timeout=240)
+    assert time.monotonic() - began < 30 and first.returncode == 75 and "node 1" in errors and "is lost" in errors
+    wait_until(lambda: ended(int(pid_file.read_text())))
+    assert steps(tmp_path) == [0, 1, 2]  # nobody could save
+
+    # 2. Started again, one is told to stop: both save and end alike.
+    pid_file.unlink()
+    first, second = nodes(start)
+    wait_until(pid_file.exists)
+    second.send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=240)[1] for process in (first, second)]
+    assert first.returncode == second.returncode == 75 and "node 1" in errors[0] and "was told to stop" in errors[0]
+    assert steps(tmp_path) == [0, 1, 2, 3] and "Traceback" not in errors[0] + errors[1]
+
+    # 3. Started again, they end; the stage before was done once.
+    (tmp_path / "wait").unlink()
+    first, second = nodes(start)
+    shown, errors = zip(*(process.communicate(timeout=240) for process in (first, second)), strict=True)
+    assert first.returncode == second.returncode == 0, errors
+    assert "problems: done before" in shown[0] and "problems" not in shown[1] and steps(tmp_path) == [0, 1, 2, 3, 4, 5]
+    result = json.loads((tmp_path / "out" / "sft" / "manifest.json").read_text())["result"]
+    assert result == {"first": 4, "ranks": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what, code", [("failure", 1), ("mistake", 2)])
+def test_what_fails_on_one_node_is_told_on_node_0_and_ends_both_alike(start, tmp_path, what, code):
+    (tmp_path / what).write_text("1")
+    (tmp_path / "wait").touch()
+    first, second = nodes(start)
+    errors = [process.communicate(timeout=240)[1] for process in (first, second)]
+    assert first.returncode == second.returncode == code, errors
+    if what == "mistake":
+        assert "error: the fake is not well" in errors[0] and "Traceback" not in errors[0]
+    else:
+        assert "node 1" in errors[0] and errors[0].count("in run_sft") == 1 and "ValueError: the fake fell over" in errors[0]

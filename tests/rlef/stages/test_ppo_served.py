@@ -88,7 +88,7 @@ def test_a_server_or_one_of_its_own_or_an_engine(both):
 SERVES = """
 import os, signal, subprocess, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
-assert os.environ["VLLM_SERVER_DEV_MODE"] == "1"
+assert os.environ["VLLM_SERVER_DEV_MODE"] == "1" and os.environ["CUDA_VISIBLE_DEVICES"] == "6,7"
 child = subprocess.Popen(["sleep", "60"])
 open(sys.argv[1], "w").write(str(child.pid))
 class Handler(BaseHTTPRequestHandler):
@@ -99,7 +99,7 @@ HTTPServer((sys.argv[-3], int(sys.argv[-1])), Handler).serve_forever()
 
 
 def test_a_server_of_its_own_ends_with_all_its_children(tmp_path):
-    one = OwnServer([sys.executable, "-c", SERVES, str(tmp_path / "pid")], tmp_path / "server.log")
+    one = OwnServer([sys.executable, "-c", SERVES, str(tmp_path / "pid")], tmp_path / "server.log", "6,7")
     child = int((tmp_path / "pid").read_text())
     assert one.url.startswith("http://127.0.0.1:")
     one.close()
