@@ -69,6 +69,7 @@ def start_ranks(launch: LaunchSection, node: int, port: int, job: Path) -> Child
     threads = max(1, (os.cpu_count() or 1) // launch.slots[node])
     environment = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # a peer without a host name is no matter
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVE_S),  # torchrun's own 30 s are too few to save a large model
     }
     return Child([sys.executable, "-m", "rlef.ranks", *ranks_words(launch, node, port), "--module", "rlef.worker", str(job)], environment)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Two hosts on one machine: two network namespaces joined by a veth pair, with an address and a rank each. The quickstart's PPO stage runs through
 # torchrun and through DeepSpeed's launcher; a host is lost by SIGKILL, then by link down, and each start after that goes on. Needs root.
-# Argument: the folder of the runs (default: runs/two_hosts), where the logs lie too. What quickstart's PPO starts from is made small.
+# Arguments: the folder of the runs and their logs (default: runs/two_hosts), then overrides of the stage, e.g. ppo.prompts_per_iteration=8. What
+# it starts from is made small.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ "$(id -u)" != 0 ]; then echo "skipped: network namespaces need root"; exit 0; fi
@@ -9,6 +10,7 @@ if [ -z "$(command -v ip)" ]; then echo "skipped: no ip command (apt-get install
 if ! ip netns add rlef0 || ! ip netns add rlef1; then echo "skipped: no network namespaces here"; exit 0; fi
 [ -n "${VIRTUAL_ENV:-}" ] || source scripts/setup.sh
 runs=${1:-runs/two_hosts} iterations=5 limit=60
+overrides=("${@:2}")
 a=198.18.77.1 b=198.18.77.2
 failed=0
 
@@ -34,7 +36,7 @@ rows() { grep -c '"stage": "ppo"' "$run/metrics.jsonl" 2>/dev/null || true; }
 start() { # both hosts; their process ids in $first and $second
   for host in 0 1; do
     NODE_RANK=$host ip netns exec rlef$host python -m rlef run configs/quickstart.yaml --only ppo "run.dir=$run" tracking.wandb=disabled \
-      launch.device=cpu ppo.iterations=$iterations ppo.save_every=1 "${how[@]}" >> "$run.host$host.log" 2>&1 &
+      launch.device=cpu ppo.iterations=$iterations ppo.save_every=1 "${how[@]}" "${overrides[@]}" >> "$run.host$host.log" 2>&1 &
     [ $host = 0 ] && first=$! || second=$!
   done
 }
@@ -56,6 +58,7 @@ mkdir -p "$runs"
 made=$runs/made
 small="evolve.rounds=2 evolve.per_round=600 respond.count=400 sft.max_steps=100 label.lists=100 label.count=300 irm.epochs=1 prm.epochs=1"
 for stage in problems evolve respond sft label irm prm; do
+  [ -f "$made/$stage/manifest.json" ] && continue
   # shellcheck disable=SC2086
   python -m rlef "$stage" configs/quickstart.yaml "run.dir=$made" tracking.wandb=disabled launch.device=cpu $small >> "$made.log" 2>&1
 done

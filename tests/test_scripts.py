@@ -437,3 +437,23 @@ def test_a_machine_without_a_gpu_is_not_accepted_and_two_hosts_need_root(tmp_pat
         command = ["bash", str(SCRIPTS / f"{name}.sh"), str(tmp_path / "logs")]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
         assert done.returncode == code and done.stdout.startswith(told) and len(done.stdout.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_the_check_of_a_gpu_machine_is_a_line_each_and_one_failure_fails_it(tmp_path, gpus):
+    fake = f"""case "$*" in
+*device_count*) echo {gpus};;
+*doctor*) echo doctor;;
+*zero3*) printf 'noise\\n\\nRuntimeError: no memory\\n\\n'; exit 1;;
+esac"""
+    (tmp_path / "python").write_text(f"#!/usr/bin/env bash\n{fake}\n")
+    (tmp_path / "python").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VIRTUAL_ENV": str(tmp_path), "VLLM": "vllm"}
+    done = subprocess.run(["bash", str(SCRIPTS / "gpu_check.sh"), str(tmp_path / "logs")], env=environment, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1 and lines[0] == "doctor"
+    assert [line for line in lines if line.startswith("FAIL")] == [
+        f"FAIL  SFT under ZeRO-3: RuntimeError: no memory; see {tmp_path}/logs/SFT_under_ZeRO_3.log"
+    ]
+    assert sum(line.startswith("pass  ") for line in lines) == (11 if gpus == 2 else 7)
+    assert [line for line in lines if line.startswith("skip")] == (["skip  NCCL, 2 GPUs: there is one"] if gpus == 1 else [])
