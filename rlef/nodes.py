@@ -78,8 +78,10 @@ class Link:
                         heard(message)
             except TimeoutError:
                 why = f"no sign of life for {timeout_s:g} s"
-            except (OSError, ValueError) as error:
-                why = str(error)
+            except OSError as error:
+                why = error.strerror or str(error)
+            except ValueError:
+                why = "it said what no node says"
             if not self._over:
                 lost(why)
 
@@ -174,7 +176,7 @@ class Lead(_Node):
         """
         code = self._run(child)
         if code != 0:
-            self._tell({"leave": "stop" if code == stopping.EXIT_CODE else "kill"})
+            self._tell({"leave": "stop" if code == stopping.EXIT_CODE or self._leave == "stop" else "kill"})
         with self._changed:
             self._changed.wait_for(lambda: self._why is not None or len(self._ended) == len(self._links), SAVE_S if code else None)
         if self._why is not None:
@@ -209,11 +211,12 @@ class Lead(_Node):
             hello = link.receive()
         except (OSError, ValueError):
             return link.close()  # no node of any run
-        node, ours = hello.get("node"), _shape(self._launch)
+        node: int = hello.get("node", 0)
+        ours = _shape(self._launch)
         refused = None
         if hello.get("shape") != ours:
             refused = f"it runs {hello.get('shape')}, node 0 {ours}"
-        elif node in self._links or node not in range(1, len(self._launch.slots)):
+        elif node not in range(1, len(self._launch.slots)) or node in self._links:
             refused = f"there is a node {node} already"
         link.send({"refused": refused})
         if refused is not None:

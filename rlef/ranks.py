@@ -13,6 +13,8 @@ import psutil
 
 from reward_models import stopping
 
+SIGNALLED = 256 - 65  # DeepSpeed's launcher ends with 256 less the signal that a rank was ended by
+
 
 def main(words: list[str]) -> int:
     logging.disable(logging.ERROR)  # which signal it passed on to whom, and which rank failed: that one tells itself
@@ -56,9 +58,12 @@ def _deepspeed(words: list[str]) -> int:
 
     try:
         runner.main(words)
+        code = 0
     except SystemExit as end:
-        return stopping.EXIT_CODE if told else int(end.code or 0)
-    return stopping.EXIT_CODE if told else 0
+        code = int(end.code or 0)
+    if code > SIGNALLED and not told:
+        print(f"a rank was ended by {signal.Signals(256 - code).name}", file=sys.stderr, flush=True)
+    return stopping.EXIT_CODE if told else code
 
 
 if __name__ == "__main__":

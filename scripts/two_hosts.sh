@@ -95,7 +95,7 @@ before = sum(row["time"] < float(sys.argv[2]) for row in rows)
 print(*(row["step"] for row in rows), "before" if before else "none")
 END
   )
-  all="$(seq -s ' ' 0 $(( iterations - 1 ))) before" same=0
+  all="$(seq -s ' ' 1 $iterations) before" same=0
   [ "$seen" = "$all" ] || same=1
   verdict "$name, went on" $same "iterations $seen the second start"
 done

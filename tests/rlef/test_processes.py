@@ -139,10 +139,14 @@ def test_sigterm_ends_with_75_and_says_how_to_go_on(start, tmp_path):
     assert process.returncode == 75 and "goes on" in errors and "Traceback" not in errors
 
 
-@pytest.mark.parametrize("words", [(), pytest.param(("launch.processes=2",), marks=pytest.mark.slow)], ids=["one", "two"])
+TWO = [pytest.param((word,), marks=pytest.mark.slow) for word in ("launch.processes=2", "launch.hostfile=hosts")]
+
+
+@pytest.mark.parametrize("words", [(), *TWO], ids=["one", "torchrun", "deepspeed"])
 def test_what_can_save_comes_to_its_next_step_before_it_ends_with_75(start, tmp_path, words):
     for name in ("wait", "saves"):
         (tmp_path / name).touch()
+    (tmp_path / "hosts").write_text("localhost slots=2\n")
     process = start(*words)
     waiting(tmp_path)
     if words:
@@ -216,9 +220,10 @@ def test_a_rank_that_dies_shows_its_traceback_first_and_others_a_line(start, tmp
     assert errors.index("ValueError: the fake fell over") < errors.index("RuntimeError: stage sft: its processes ended with code 1")
 
 
-def nodes(start, *words: str) -> list[subprocess.Popen[str]]:
+def nodes(start, by: str = "torchrun") -> list[subprocess.Popen[str]]:
     """The same command on two nodes of this machine."""
-    return [start("launch.nodes=2", f"launch.rendezvous=127.0.0.1:{free_port()}", f"launch.rank={rank}", *words) for rank in (0, 1)]
+    words = [f"launch.rendezvous=127.0.0.1:{free_port()}", "launch.hostfile=hosts" if by == "deepspeed" else "launch.nodes=2"]
+    return [start(*words, f"launch.rank={rank}") for rank in (0, 1)]
 
 
 @pytest.mark.slow
@@ -258,11 +263,12 @@ def test_two_nodes_run_as_one_and_go_on_after_one_was_killed_or_stopped(start, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what, code", [("failure", 1), ("mistake", 2)])
-def test_what_fails_on_one_node_is_told_on_node_0_and_ends_both_alike(start, tmp_path, what, code):
+@pytest.mark.parametrize("what, code, by", [("failure", 1, "torchrun"), ("mistake", 2, "deepspeed")])
+def test_what_fails_on_one_node_is_told_on_node_0_and_ends_both_alike(start, tmp_path, what, code, by):
     (tmp_path / what).write_text("1")
     (tmp_path / "wait").touch()
-    first, second = nodes(start)
+    (tmp_path / "hosts").write_text("127.0.0.1 slots=1\n127.0.0.2 slots=1\n")
+    first, second = nodes(start, by=by)
     errors = [process.communicate(timeout=240)[1] for process in (first, second)]
     assert first.returncode == second.returncode == code, errors
     if what == "mistake":
