@@ -106,6 +106,7 @@ class _Node:
         self._launch, self._changed = launch, threading.Condition()
         self._child: Child | None = None
         self._leave: str | None = None
+        self._over = False  # node 0 has told the end: whoever leaves now is not lost
 
     def _run(self, child: Child) -> int:
         """Its code. It may have been told to leave before it began."""
@@ -244,7 +245,7 @@ class Lead(_Node):
 
     def _lost(self, node: int, why: str) -> None:
         with self._changed:
-            if node not in self._left:
+            if node not in self._left and not self._over:
                 self._break(Lost(f"{self._names[node]} is lost: {why}"), "kill")
 
     def _break(self, why: stopping.Stopped, how: str) -> None:
@@ -259,11 +260,13 @@ class Lead(_Node):
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     def _interrupted(self, signum: int, frame: Any) -> None:
-        if self._why is not None:
+        if self._why is not None and not self._over:
             raise self._why
 
     def _close(self, error: BaseException | None) -> None:
         code = next((code for kind, code in CODES.items() if isinstance(error, kind)), 0 if error is None else 1)
+        with self._changed:
+            self._over = True
         self._tell({"end": code, "why": str(error or "").partition("\n")[0]})
         for link in self._links.values():
             link.close()
@@ -322,10 +325,13 @@ class Follower(_Node):
         if "job" in message:
             self._leave = None
         elif "leave" in message or "end" in message:
+            self._over = "end" in message
             self._end_ranks(message.get("leave") or ("stop" if message["end"] in (0, stopping.EXIT_CODE) else "kill"))
         self._told.put(message)
 
     def _lost(self, why: str) -> None:
+        if self._over:
+            return
         self._at_last(f"{self._lead} is lost: {why}")
         self._end_ranks("kill")
         self._told.put({"lost": why})

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -107,12 +108,12 @@ def test_what_starts_the_ranks():
 # ------------------------------------------------------------------------------------------- two nodes
 
 
-def python(code: str) -> Child:
-    return Child([sys.executable, "-c", code])
+def python(code: str, *words: str) -> Child:
+    return Child([sys.executable, "-c", code, *words])
 
 
 WAITS = "import time; time.sleep(60)"
-SAVES = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(75)); print(flush=True); time.sleep(60)"
+SAVES = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(75)); open(sys.argv[1], 'w').close(); time.sleep(60)"
 
 
 class Other:
@@ -146,13 +147,13 @@ class Other:
 def launch(monkeypatch):
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     monkeypatch.setattr(nodes._Node, "_at_last", lambda self, why: None)  # it would end the tests
-    yield LaunchSection(nodes=2, rendezvous=f"127.0.0.1:{free_port()}", timeout_s=5)
+    yield LaunchSection(nodes=2, rendezvous=f"127.0.0.1:{free_port()}", timeout_s=20)
     os.environ.pop("GLOO_SOCKET_IFNAME", None)
 
 
 @pytest.fixture
 def other(launch):
-    """Plays node 1 in a thread, step by step: hear, die, a wait in seconds, or what to say. Returns what gives all that it heard."""
+    """Plays node 1 in a thread, step by step: hear, die, a file to wait for, or what to say. Returns what gives all that it heard."""
     threads, wrong = [], []
 
     def play(*steps):
@@ -167,8 +168,9 @@ def other(launch):
                         heard.append(other.hear())
                     elif step == "die":
                         other.die()
-                    elif isinstance(step, float):
-                        time.sleep(step)
+                    elif isinstance(step, Path):
+                        while not step.exists():
+                            time.sleep(0.01)
                     else:
                         other.say(step)
             except BaseException as error:
@@ -222,10 +224,10 @@ def test_a_mistake_that_another_node_found_is_told_as_one(launch, other):
     assert heard()[0] == {"leave": "kill"}
 
 
-def test_a_node_that_is_told_to_stop_stops_all_and_they_save(launch, other):
-    heard = other(1.0, {"stopped": True}, "hear", "hear")
+def test_a_node_that_is_told_to_stop_stops_all_and_they_save(launch, other, tmp_path):
+    heard = other(tmp_path / "up", {"stopped": True}, "hear", "hear")
     with pytest.raises(stopping.Stopped, match="node 1 .* was told to stop"), nodes.Lead(launch) as lead:
-        lead.wait(python(SAVES))
+        lead.wait(python(SAVES, str(tmp_path / "up")))
     assert heard() == [{"leave": "stop"}, {"end": 75, "why": "node 1 (other, 127.0.0.1) was told to stop"}]
 
 
@@ -240,8 +242,19 @@ def test_a_node_that_is_gone_ends_the_ranks_of_node_0_and_what_it_does_itself(la
     assert time.monotonic() - began < 20
 
 
+def test_a_node_that_leaves_at_the_end_before_node_0_does_is_not_lost(launch, other, monkeypatch):
+    close = nodes.Link.close
+    monkeypatch.setattr(nodes.Link, "close", lambda link: (time.sleep(0.5), close(link)))
+    heard = other("hear", "die")
+    with nodes.Lead(launch) as lead:
+        pass
+    assert heard() == [{"end": 0, "why": ""}] and lead._why is None
+
+
 @pytest.mark.slow
 def test_a_silent_node_is_lost_after_its_time(launch):
+    launch = launch.model_copy(update={"timeout_s": 5.0})
+
     def play():
         silent.append(Other(launch))  # connected, and no beat
 

@@ -29,7 +29,7 @@ def run(tmp_path, monkeypatch):
     ran: list[str] = []
     broken: set[str] = set()
 
-    def fake(config, run_dir, name, folder, inputs, kind):
+    def fake(config, run_dir, name, folder, inputs, kind, lead):
         ran.append(name)
         if name in broken:
             (folder / "half.txt").write_text("half")
@@ -200,8 +200,8 @@ def gated(run, tmp_path, monkeypatch):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(GATED, sort_keys=False))
     fake = launch.run_stage
 
-    def measured(config, run_dir, name, folder, inputs, kind):
-        result = fake(config, run_dir, name, folder, inputs, kind)
+    def measured(config, run_dir, name, folder, inputs, kind, lead):
+        result = fake(config, run_dir, name, folder, inputs, kind, lead)
         return (
             result | {"step_auroc": 0.7, "held_out_solutions": 118, "intervals": {"step_auroc": [0.66, 0.74]}} if name == "prm" else result
         )

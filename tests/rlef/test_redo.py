@@ -33,7 +33,7 @@ def run(tmp_path, monkeypatch):
     )
     ran: list[str] = []
 
-    def fake(config, run_dir, name, folder, inputs, kind):
+    def fake(config, run_dir, name, folder, inputs, kind, lead):
         ran.append(name)
         (folder / "out.txt").write_text(config.stages[name].model_dump_json() if name != "evaluate" else "same")
         return {}
@@ -172,7 +172,7 @@ def test_an_interrupted_ppo_does_not_go_on_with_fresh_rounds_of_other_settings(r
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"model": {"random": {}}, "stages": stages}, sort_keys=False))
     begun: list[bool] = []
 
-    def interrupted(config, run_dir, name, folder, inputs, kind):
+    def interrupted(config, run_dir, name, folder, inputs, kind, lead):
         (folder / "out.txt").write_text("same")  # no problem was evolved otherwise
         if name == "ppo":
             begun.append((folder / "begun").is_file())

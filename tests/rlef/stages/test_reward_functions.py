@@ -90,7 +90,7 @@ def test_check_shows_functions_and_finds_all_that_are_missing(config, capsys):
 def test_the_files_contents_and_the_functions_name_count_and_not_its_place(config, monkeypatch, capsys):
     ran = []
 
-    def fake(config, run, name, folder, inputs, kind):
+    def fake(config, run, name, folder, inputs, kind, lead):
         ran.append(name)
         (folder / "out.txt").write_text("x")
         return {}

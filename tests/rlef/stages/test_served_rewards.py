@@ -77,7 +77,7 @@ def test_the_served_model_counts_and_not_its_address(config, monkeypatch, capsys
             raise RewardModelsError(f"no server of the {kind} answers ({urls[0]})", "start one")
         return served["digest"]
 
-    def fake(config, run, name, folder, inputs, kind):
+    def fake(config, run, name, folder, inputs, kind, lead):
         ran.append(name)
         (folder / "out.txt").write_text("x")
         if served["digest"] == "stops":
