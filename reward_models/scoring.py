@@ -188,11 +188,9 @@ def _row(line: bytes, kind: str) -> Row | None:
 def _scored(rows: list[Row], options: ScoreOptions, model: InstructionRewardModel | ProcessRewardModel) -> tuple[bytes, dict[str, int]]:
     """Lines of the output, and how many rows were too long to be read whole, or had a key that a score now takes."""
     if isinstance(model, InstructionRewardModel):
-        # With a memory of this part alone: scores may depend on no other part, and memory may not grow with the file.
-        fresh = InstructionRewardModel(model.model, model.tokenizer, model.calibration)
         texts = [row["text"] for row in rows]
-        values = fresh.score(texts, options.batch_size)
-        found = [{"score": value, "truncated": fresh.truncates(text)} for text, value in zip(texts, values, strict=True)]
+        values = model.score(texts, options.batch_size)
+        found = [{"score": value, "truncated": model.truncates(text)} for text, value in zip(texts, values, strict=True)]
     else:
         results = model.score([row["question"] for row in rows], [_steps(row, options) for row in rows], options.batch_size)
         # As the server answers: what was not read has no score, where 0 would be taken for a bad one.

@@ -358,7 +358,7 @@ def read_body(body: Any) -> tuple[Answer | None, Calls | None]:
     """The answer and the tokens of a chat completion's JSON; None for what is not there, whatever stands in its place."""
     body = body if isinstance(body, dict) else {}
     usage, choices = body.get("usage"), body.get("choices")
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else [None]
+    counts: list[Any] = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else [None]
     used = Calls(1, *counts) if all(isinstance(count, int) and 0 <= count <= MOST_TOKENS for count in counts) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None

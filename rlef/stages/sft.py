@@ -224,7 +224,7 @@ def fine_tune(
             labels = inputs["labels"]
             loss, right = answer_loss(model, inputs["input_ids"], inputs["attention_mask"], labels)
             count = (labels != IGNORED).sum()
-            looks = self._metrics["train" if self.model.training else "eval"]
+            looks = self._metrics["train" if model.training else "eval"]
             looks["mean_token_accuracy"].append(float(right / count.clamp(min=1)))
             if num_items_in_batch is None:
                 return loss / count.clamp(min=1)

@@ -352,15 +352,15 @@ def test_15_irm_reads_eos_with_any_padding_and_plain_transformers_agrees(folder,
         assert plain(**batch).logits[:, 0].tolist() == pytest.approx(raw, abs=1e-5)
         alone = words(texts[0] + words.eos_token, add_special_tokens=False, return_tensors="pt")
         assert plain(**alone).logits[0, 0].item() == pytest.approx(raw[0], abs=1e-5)
-    mixed = irm.raw_scores([texts[1], "Ben has 4.", texts[0], texts[1]])  # 23: cached equals fresh, whatever is new among them
-    fresh = InstructionRewardModel.load(tmp_path).raw_scores(["Ben has 4."])
-    assert [mixed[2], mixed[0], mixed[3]] == [raw[0], raw[1], raw[1]] and mixed[1] == pytest.approx(fresh[0], abs=1e-5)
+    mixed = irm.raw_scores([texts[1], "Ben has 4.", texts[0], texts[1]])  # 23: the same in whatever company
+    alone = irm.raw_scores(["Ben has 4."])
+    assert mixed == pytest.approx([raw[1], alone[0], raw[0], raw[1]], abs=1e-5) and mixed[0] == mixed[3]
     (tmp_path / CALIBRATION).unlink()
     with pytest.raises(UserError, match="calibration"):
         InstructionRewardModel.load(tmp_path)
 
 
-def test_23_a_bias_of_the_head_changes_no_win_rate_and_what_is_cached_is_what_is_fresh(policy_folder):
+def test_23_a_bias_of_the_head_changes_no_win_rate_and_one_text_is_scored_as_many_are(policy_folder):
     """References are scored anew by the model that has it; r_I rises with the raw score."""
     model, tokenizer = build("instruction", policy_folder)
     torch.nn.init.normal_(model.score.weight, std=0.5)
@@ -376,7 +376,7 @@ def test_23_a_bias_of_the_head_changes_no_win_rate_and_what_is_cached_is_what_is
         rates.append(irm.score(texts))
         raw = irm.raw_scores(texts)
         assert sorted(range(12), key=lambda place: raw[place]) == sorted(range(12), key=lambda place: rates[-1][place])
-        assert irm.score(texts[::-1] + texts[:2], batch_size=1) == [*rates[-1][::-1], *rates[-1][:2]]
+        assert irm.score(texts[::-1] + texts[:2], batch_size=1) == pytest.approx([*rates[-1][::-1], *rates[-1][:2]], abs=1e-6)
         assert scorer().score(texts[3:5], batch_size=1) == pytest.approx(rates[-1][3:5], abs=1e-6)
         hook.remove()
     assert rates[1] == pytest.approx(rates[0], abs=1e-5) and max(rates[0]) - min(rates[0]) > 1e-3

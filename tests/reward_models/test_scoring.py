@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reward_models import scoring
+from reward_models import instruction, scoring
 from reward_models.cli import main
 from reward_models.config import ProcessModelConfig
 from reward_models.instruction import Calibration, InstructionRewardModel, save_calibration
@@ -85,12 +85,12 @@ def test_rows_have_the_scores_that_the_models_give(folders, tmp_path, capsys):
 def test_instructions_too_long_are_flagged_and_each_text_of_a_part_is_forwarded_once(folders, tmp_path, capsys, monkeypatch):
     texts = ["Ann has 3 pens.", "Ann has 3 pens.", LONG, "Ben", "Ann has 3 pens."]
     file, out = write(tmp_path / "in.jsonl", [{"text": text, "score": 9} for text in texts]), tmp_path / "out.jsonl"
-    seen, real = [], scoring.InstructionRewardModel.raw_scores
+    seen, real = [], instruction.score_texts
     monkeypatch.setattr(
-        InstructionRewardModel, "raw_scores", lambda self, new, size: seen.append(dict(self._known)) or real(self, new, size)
+        instruction, "score_texts", lambda model, words, new, *rest: seen.append(len(new)) or real(model, words, new, *rest)
     )
     assert main(command("irm", folders["irm"], file, out)) == 0
-    assert seen == [{}, {}]  # nothing is known from the part before
+    assert seen == [2, 2]
     told = json.loads(capsys.readouterr().out)
     assert told["truncated"] == 1 and told["replaced"] == 5
     expected = InstructionRewardModel.load(folders["irm"]).score(texts)
