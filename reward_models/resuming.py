@@ -34,12 +34,25 @@ def train(trainer: Trainer, *, save_every: int | None, keep: int, of: Mapping[st
         plugin: Any = trainer.accelerator.state.deepspeed_plugin
         of = {**of, "processes": str(PartialState().num_processes), "ZeRO stage": str(plugin.zero_stage)}
     root = Path(str(trainer.args.output_dir))
-    start = [checkpoints.newest(root, of) if trainer.is_world_process_zero() else None]
-    broadcast_object_list(start)
+    start = _newest(root, of)
     trainer.add_callback(_Finite())
     trainer.add_callback(_Checkpoints(trainer, save_every, keep, of, unit))
     with stopping.deferred():
-        return trainer.train(resume_from_checkpoint=str(start[0]) if start[0] is not None else None)
+        return trainer.train(resume_from_checkpoint=str(start) if start is not None else None)
+
+
+def _newest(root: Path, of: Mapping[str, str]) -> Path | None:
+    """As the main rank finds it: all go on from the same one, or make the same mistake."""
+    found: list[Path | UserError | None] = [None]
+    if PartialState().is_main_process:
+        try:
+            found = [checkpoints.newest(root, of)]
+        except UserError as error:
+            found = [error]
+    broadcast_object_list(found)
+    if isinstance(found[0], UserError):
+        raise found[0]
+    return found[0]
 
 
 def folder_of(args: Any, state: Any) -> Path:

@@ -38,7 +38,7 @@ def train(folder, problems, processes, zero):
     done = subprocess.run(
         [*start, str(WORKER), str(folder), str(problems), path], capture_output=True, text=True, env=environment, timeout=400
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr[-12000:]
     return json.loads((folder / "result.json").read_text())
 
 
