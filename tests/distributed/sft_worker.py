@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from reward_models.ranks import announce_one_rank
 from rlef.config import Config
 from rlef.engines import dist
 from rlef.stages import sft
@@ -21,6 +22,8 @@ stage = {"kind": "sft", "data": "seeds", "max_steps": 25, "eval_every": 10, "pat
 stage["save_every"] = 8
 random = {"vocab_size": 320, "hidden_size": 64, "layers": 2, "heads": 2, "intermediate_size": 96, "max_positions": 256}
 config = Config.model_validate({"model": {"random": random}, "stages": {"sft": stage}, "launch": launch})
+if json_path != "-":
+    announce_one_rank()
 result = sft.run(StageContext("sft", config, config.stages["sft"], {"problems": Path(problems)}, Path(folder), Tracker.null()))
 if dist.is_main():
     (Path(folder) / "result.json").write_text(json.dumps(result))
