@@ -204,7 +204,7 @@ class Journal:
         """What SQLite cannot do, in the user's words."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the second where SQLite's own message quotes what is no text
             raise self._unusable(str(error), full=getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL) from None
 
     def _unusable(self, why: str, *, full: bool = False) -> UserError:

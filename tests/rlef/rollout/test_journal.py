@@ -139,6 +139,14 @@ def test_a_flipped_bit_of_the_file_is_told_of_or_changes_nothing(tmp_path, capsy
     assert bool(gone) == ("not as they were written" in capsys.readouterr().err) and journal.account().paid.calls == 40
 
 
+def test_a_file_whose_damage_sqlite_cannot_say_in_text_is_told_of_too(tmp_path):
+    file = tmp_path / "journal.sqlite"
+    filled(file).close()
+    file.write_bytes(file.read_bytes().replace(b"CREATE TABLE", b"CREATE \xccABLE"))
+    with pytest.raises(UserError, match="cannot be used"):
+        Journal(file)
+
+
 def test_a_changed_answer_is_asked_for_again_and_a_changed_sum_is_a_mistake(tmp_path, capsys):
     file = tmp_path / "journal.sqlite"
     filled(file).close()
