@@ -269,7 +269,7 @@ def json_tree(rng: random.Random, data: bytes, canary: str) -> bytes:
 
 
 def yaml_tree(rng: random.Random, data: bytes, canary: str) -> bytes:
-    if b": *" in data:  # after one of the tricks below, which would harm us too
+    if b": *" in data or b"[*" in data:  # after one of the tricks below, which would harm us too
         return flipped(rng, data, canary)
     try:
         tree = yaml.safe_load(data)
