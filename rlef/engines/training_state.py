@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rlef.engines import dist
+from rlef.errors import UserError
 
 State = Mapping[str, torch.Tensor]  # of one parameter: its `weights` in fp32, and AdamW's exp_avg, exp_avg_sq and step once it has stepped
 
@@ -31,7 +32,9 @@ def read(folder: Path, count: int) -> Iterator[State]:
 
 
 def steps_of(folder: Path) -> int:
-    """Optimiser steps behind it."""
+    """Optimiser steps behind it. Raises UserError where there is none."""
+    if not _file(folder, 0).is_file():
+        raise UserError(f"{folder}: no training state", fix="delete the folder to start the stage again")
     with safe_open(_file(folder, 0), "pt") as first:
         return int(first.metadata()["steps"])
 
