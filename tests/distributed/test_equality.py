@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from safetensors.torch import load_file
 
 from reward_models.records import RankedItem, RankedList, SteppedSolution
 from rlef.records import Problem, problem_id, write_jsonl
-from tests.distributed.comparing import apart, divided, start
+from tests.distributed.comparing import apart, divided, ending, start
 
 ENGINES = ("torch", "zero1", "zero2", "zero3")
 STAGES = {
@@ -26,11 +25,7 @@ STAGES = {
 @pytest.fixture(scope="module")
 def policy(tiny_folder, tmp_path_factory):
     """A policy whose answers end."""
-    folder = shutil.copytree(tiny_folder, tmp_path_factory.mktemp("start") / "policy")
-    habits = json.loads((folder / "generation_config.json").read_text())
-    habits["eos_token_id"] = [habits["eos_token_id"], *range(20, 80)]
-    (folder / "generation_config.json").write_text(json.dumps(habits))
-    return folder
+    return ending(tiny_folder, tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlef.models import load_policy
-from rlef.records import Problem, problem_id, write_jsonl
-from tests.distributed.comparing import apart, divided, start
+from tests.distributed.comparing import apart, divided, ending, prompts, start
 
 # The first iteration is the critic's alone: its head starts at zero, and no gradient reaches its trunk before that has moved.
 WARM, TEN = {"iterations": 3, "critic_warmup": 1}, {"iterations": 6, "critic_warmup": 1}
@@ -75,16 +73,11 @@ def test_31_two_ranks_stop_early_at_the_same_step(learned):
 def practised(tiny_folder, tmp_path_factory):
     """The whole stage, by number of processes and engine: (its folder, weights, rows of the log, every answer); and where it began."""
     folder = tmp_path_factory.mktemp("practised")
-    questions = [f"Ann has {a} pens. Ben has {b} more. How many?" for a in range(3) for b in range(4)]
-    write_jsonl(folder / "prompts.jsonl", [Problem(id=problem_id(question), question=question, answer="1") for question in questions])
-    policy = shutil.copytree(tiny_folder, folder / "start")
-    habits = json.loads((policy / "generation_config.json").read_text())
-    habits["eos_token_id"] = [habits["eos_token_id"], *range(20, 80)]  # so that answers end
-    (policy / "generation_config.json").write_text(json.dumps(habits))
+    asked, policy = prompts(folder), ending(tiny_folder, folder)
     found = {}
     for processes, engines in ((1, ["torch"]), (2, ["torch", divided("zero3", folder)])):
         (out := folder / str(processes)).mkdir()
-        start("fresh_worker.py", processes, out, policy, folder / "prompts.jsonl", *engines)
+        start("fresh_worker.py", processes, out, policy, asked, *engines)
         for name in (Path(engine).stem for engine in engines):
             found[processes, name] = (out / name, *torch.load(out / f"{name}.pt", weights_only=True))
     return found, load_file(policy / "model.safetensors")

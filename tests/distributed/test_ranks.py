@@ -2,55 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlef.records import Problem, problem_id, write_jsonl
+from tests.distributed.comparing import ROOT, apart, ending, prompts, start
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-ZERO = {"torch": "-"} | {f"zero{stage}": str(ROOT / "configs" / "deepspeed" / f"zero{stage}.json") for stage in (1, 2, 3)}
+ZERO = {f"zero{stage}": str(ROOT / "configs" / "deepspeed" / f"zero{stage}.json") for stage in (1, 2)}
 
 
-def run(script, processes, *arguments):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-    start = (
-        [sys.executable]
-        if processes == 1
-        else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    )
-    done = subprocess.run([*start, str(HERE / script), *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return torch.load(arguments[0], weights_only=True)
-
-
-def moved_apart(reference, other, start):
-    """Difference of two updates against the length of the update."""
-    names = reference["state"].keys()
-    assert names == other["state"].keys()
-    update = torch.cat([(reference["state"][name] - start[name]).flatten() for name in names])
-    difference = torch.cat([(reference["state"][name] - other["state"][name]).flatten() for name in names])
-    return (difference.norm() / update.norm()).item()
+def run(script, processes, out, *arguments):
+    start(script, processes, out, *arguments, timeout_s=300)
+    return torch.load(out, weights_only=True)
 
 
 @pytest.fixture(scope="module")
 def policy_and_prompts(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stage")
-    questions = [f"Ann has {a} pens. Ben has {b} more. How many?" for a in range(3) for b in range(4)]
-    write_jsonl(folder / "prompts.jsonl", [Problem(id=problem_id(question), question=question, answer="1") for question in questions])
-    start = shutil.copytree(tiny_folder, folder / "start")
-    habits = json.loads((start / "generation_config.json").read_text())
-    habits["eos_token_id"] = [habits["eos_token_id"], *range(20, 80)]  # so that answers end
-    (start / "generation_config.json").write_text(json.dumps(habits))
-    return start, folder / "prompts.jsonl"
+    return ending(tiny_folder, folder), prompts(folder)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +42,7 @@ def test_r14_ppo_on_two_ranks_samples_tells_and_learns_what_one_process_does(sta
     assert len(one) == 3 and one[2]["ppo/kl"] != 0 and one[0]["ppo/kl_coef"] != one[2]["ppo/kl_coef"]
     for row, told in zip(one, other, strict=True):
         assert told == pytest.approx(row, rel=1e-3, abs=1e-5)
-    assert moved_apart({"state": alone}, {"state": two}, load_file(policy_and_prompts[0] / "model.safetensors")) < 1e-3
+    assert apart(alone, two, load_file(policy_and_prompts[0] / "model.safetensors")) < 1e-3
 
 
 @pytest.mark.slow
@@ -88,7 +62,7 @@ def test_another_number_of_ranks_and_another_zero_stage_go_on_from_a_checkpoint(
         )
         for row, other in zip(one, told, strict=True):
             assert other == pytest.approx(row, rel=1e-3, abs=1e-5)
-        assert moved_apart({"state": alone}, {"state": weights}, load_file(policy_and_prompts[0] / "model.safetensors")) < 1e-3
+        assert apart(alone, weights, load_file(policy_and_prompts[0] / "model.safetensors")) < 1e-3
 
 
 @pytest.mark.slow

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from rlef.records import Problem, problem_id, write_jsonl
-
-WORKER = Path(__file__).parent / "sft_worker.py"
-ROOT = WORKER.parents[2]
+from tests.distributed.comparing import ROOT, start
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +26,8 @@ def problems(tmp_path_factory):
 
 def train(folder, problems, processes, zero):
     folder.mkdir(parents=True, exist_ok=True)
-    start = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else [])]
-    path = str(ROOT / "configs" / "deepspeed" / f"{zero}.json") if zero else "-"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*start, str(WORKER), str(folder), str(problems), path], capture_output=True, text=True, env=environment, timeout=400
-    )
-    assert done.returncode == 0, done.stderr[-12000:]
+    path = ROOT / "configs" / "deepspeed" / f"{zero}.json" if zero else "-"
+    start("sft_worker.py", processes, folder, problems, path, timeout_s=400)
     return json.loads((folder / "result.json").read_text())
 
 
