@@ -18,13 +18,9 @@ from typing import Any
 
 from reward_models import stopping
 from rlef.config import Config
-from rlef.run_dir import write_json
+from rlef.run_dir import ERROR, FAILURE, write_json
 
 SAVE_S = 600  # how long what was told to stop may take to save
-ERROR, FAILURE = (
-    "error.txt",
-    "failure.json",
-)  # in a stage's folder: the user's mistake that a worker found; the traceback of the first to die
 TORCHRUN = (
     "RANK",
     "WORLD_SIZE",

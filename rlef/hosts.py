@@ -8,8 +8,6 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
-
 from rlef.config import LaunchSection
 from rlef.errors import UserError
 
@@ -75,10 +73,6 @@ def is_here(host: str) -> bool:
 
 def interface_of(address: str) -> str | None:
     """The network interface that has this address, e.g. eth0."""
+    import psutil  # one machine has no need of it
+
     return next((name for name, held in psutil.net_if_addrs().items() if any(one.address == address for one in held)), None)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return free.getsockname()[1]

@@ -14,11 +14,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reward_models.ranks import announce_one_rank
+from reward_models.ranks import announce_one_rank, free_port
 from rlef.children import SAVE_S, Child, ChildFailed, result_of, write_job
 from rlef.config import Config, LaunchSection, addresses
 from rlef.errors import UserError
-from rlef.hosts import free_port
 from rlef.run_dir import RunDir, write_json
 from rlef.stages.context import StageContext
 from rlef.tracking import Tracker

@@ -24,11 +24,12 @@ from typing import Any
 from reward_models import stopping
 from reward_models.errors import UserError as RewardModelsError
 from rlef import __version__
-from rlef.children import ERROR, FAILURE, SAVE_S, Child, ChildFailed
+from rlef.children import SAVE_S, Child, ChildFailed
 from rlef.config import LaunchSection
 from rlef.errors import UserError
 from rlef.hosts import interface_of
 from rlef.launch import start_ranks
+from rlef.run_dir import ERROR, FAILURE
 
 BEAT_S = 1.0
 MEET_S = 900.0  # machines of one job may come up one after another

@@ -16,7 +16,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reward_models import disk, gate
 from reward_models.client import served_digest
@@ -41,11 +41,13 @@ from rlef.config import (
 from rlef.errors import UserError, raise_all
 from rlef.evolution.operations import check_weights, operations_of, operations_to_improve
 from rlef.memory import Zero
-from rlef.nodes import Lead
 from rlef.rl.functions import check_function
 from rlef.run_dir import RunDir, digest, outside_digest, write_json
 from rlef.sources import read_problems, with_answers
 from rlef.tracking import keep_rows, mend
+
+if TYPE_CHECKING:
+    from rlef.nodes import Lead
 
 NOT_IN_FINGERPRINT = {
     "micro_batch_size", "gradient_checkpointing", "save_every", "score_batch_size", "rollout_batch_size", "paid", "require", "seed",

@@ -28,6 +28,8 @@ from rlef.errors import UserError
 WHOLE_BYTES = 64 * 2**20  # a larger file outside the run is known by its size and both ends: `rlef check` answers in seconds
 END_BYTES = 2**20
 METRICS = "metrics.jsonl"
+# In a stage's folder: the user's mistake that a worker found; the traceback of the first rank to die.
+ERROR, FAILURE = "error.txt", "failure.json"
 # Folders of a stage that are of no use once it is done: its finished pieces, and what it would go on from.
 SHARDS, CHECKPOINTS = "shards", "checkpoints"
 
@@ -60,7 +62,7 @@ def damaged(path: Path, how: str) -> UserError:
 def folder_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below but those of the frame and those that go when the stage is done."""
     # training_args.bin holds a folder and a time: the same work done twice would look changed.
-    skipped = {"manifest.json", "started.json", "job.json", "result.json", "error.txt", "failure.json", "training_args.bin", METRICS}
+    skipped = {"manifest.json", "started.json", "job.json", "result.json", ERROR, FAILURE, "training_args.bin", METRICS}
     return {
         str(file.relative_to(folder)): file_digest(file)
         for file in sorted(folder.rglob("*"))
@@ -185,7 +187,7 @@ class RunDir:
     def drop_if_empty(self, name: str) -> None:
         """Remove the folder of a stage that wrote nothing before it failed; of a run that had no other, everything."""
         folder = self.stage(name)
-        if {file.name for file in folder.iterdir()} <= {"started.json", "job.json", "error.txt", "failure.json"}:
+        if {file.name for file in folder.iterdir()} <= {"started.json", "job.json", ERROR, FAILURE}:
             shutil.rmtree(folder)
             # journal.sqlite is not among them: what was paid for stays.
             if {file.name for file in self.root.iterdir()} <= {".lock", "config.yaml", "run.json", "metrics.jsonl", "wandb"}:

@@ -13,12 +13,12 @@ from typing import NoReturn
 
 from reward_models import disk, stopping
 from reward_models.errors import UserError as RewardModelsError
-from rlef.children import ERROR, FAILURE, end_with, end_with_parent
+from rlef.children import end_with, end_with_parent
 from rlef.engines import dist
 from rlef.errors import UserError
 from rlef.launch import call, quiet
 from rlef.load_config import parse_config
-from rlef.run_dir import RunDir, write_json
+from rlef.run_dir import ERROR, FAILURE, RunDir, write_json
 
 
 def main(file: str) -> int:

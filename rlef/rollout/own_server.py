@@ -7,13 +7,13 @@ import contextlib
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+from reward_models.ranks import free_port
 from rlef.children import end_with_parent
 from rlef.errors import UserError
 
@@ -29,9 +29,7 @@ class OwnServer:
     """
 
     def __init__(self, command: Sequence[str], log: Path, gpus: str | None = None) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         whole = [*command, "--host", "127.0.0.1", "--port", str(port)]
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"VLLM_SERVER_DEV_MODE": "1"}
         if gpus is not None:

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from reward_models import stopping
+from reward_models.ranks import free_port
 from rlef import nodes
 from rlef.children import Child, ChildFailed
 from rlef.config import LaunchSection
 from rlef.errors import UserError
-from rlef.hosts import free_port, interface_of, is_here, own_rank, read_hostfile
+from rlef.hosts import interface_of, is_here, own_rank, read_hostfile
 from rlef.launch import ranks_words
 from rlef.load_config import load_config
 

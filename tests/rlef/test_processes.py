@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlef.hosts import free_port
+from reward_models.ranks import free_port
 
 DRIVER = """
 import dataclasses, sys
