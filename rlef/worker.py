@@ -54,6 +54,7 @@ def main(file: str) -> int:
 
 def _tell(error: Exception, folder: Path) -> None:
     """The first rank to fail shows its traceback; others, which fail for its sake, a line each."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once others know of it, the launcher ends this one, too
     rank = f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}"
     node = int(os.environ.get("GROUP_RANK", os.environ.get("CROSS_RANK", "0")))  # by torchrun, by DeepSpeed's launcher
     told = "".join(traceback.format_exception(error))
