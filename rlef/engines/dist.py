@@ -87,7 +87,7 @@ def any_rank(flag: bool) -> bool:
 def all_gather_object(value: T) -> list[T]:
     """Every rank's value, by rank. For small things: it is pickled between our own processes."""
     gathered: list[Any] = [value] * world()
-    if active():
+    if world() > 1:
         torch_dist.all_gather_object(gathered, value)
     return gathered
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
+from torch.nn.functional import pad
 
 LARGE, MOST_PADDING = 4096, 0.1  # slots that keep a device busy; share of them
 
@@ -75,19 +76,54 @@ class RolloutBatch:
         return RolloutBatch(**picked)
 
 
+def joined(batches: Sequence[RolloutBatch]) -> RolloutBatch:
+    """One batch of all their rows, in this order."""
+    if len(batches) == 1:
+        return batches[0]
+    width = max(batch.mask.shape[1] for batch in batches)
+    whole = {}
+    for field in fields(RolloutBatch):
+        values = [getattr(batch, field.name) for batch in batches]
+        if field.name == "rows":
+            whole[field.name] = torch.cat(values)
+        elif isinstance(values[0], list):
+            whole[field.name] = [row for value in values for row in value]
+        else:
+            whole[field.name] = torch.cat([pad(value, (0, width - value.shape[1])) for value in values])
+    return RolloutBatch(**whole)
+
+
+def dealt(batch: RolloutBatch, index: Sequence[int], ranks: int, *, shared: bool = False) -> list[list[int]]:
+    """The rows at `index`, dealt to ranks so that each gets about as many tokens: the longest first, each to the rank that has least.
+
+    `shared`: rows of one prompt stay together, as in `by_length`.
+    """
+    hands: list[list[int]] = [[] for _ in range(ranks)]
+    held = [0] * ranks
+    for length, rows in sorted(_sequences(batch, index, shared), reverse=True):
+        least = held.index(min(held))
+        hands[least] += rows
+        held[least] += length
+    return hands
+
+
+def _sequences(batch: RolloutBatch, index: Sequence[int], shared: bool) -> list[tuple[int, list[int]]]:
+    """(tokens, rows) of each sequence that `columns` makes of the rows at `index`."""
+    groups: dict[object, list[int]] = {}
+    for row in index:
+        groups.setdefault(batch.prompts[row] if shared else row, []).append(row)
+    return [(len(batch.prompts[rows[0]]) + sum(len(batch.answers[row]) for row in rows), rows) for rows in groups.values()]
+
+
 def by_length(batch: RolloutBatch, index: Sequence[int], size: int, *, shared: bool = False) -> Iterator[list[int]]:
     """Micro-batches of up to about `size` rows, alike in length: fewer where more than MOST_PADDING of a large one would be padding. Under
     a global token count this changes no gradient, only the work.
 
     `shared`: rows of one prompt stay together, as `columns` needs them.
     """
-    groups: dict[object, list[int]] = {}
-    for row in index:
-        groups.setdefault(batch.prompts[row] if shared else row, []).append(row)
-    ordered = sorted((len(batch.prompts[rows[0]]) + sum(len(batch.answers[row]) for row in rows), rows) for rows in groups.values())
     part: list[int] = []
     sequences, tokens = 0, 0
-    for length, rows in ordered:
+    for length, rows in sorted(_sequences(batch, index, shared)):
         slots = (sequences + 1) * length
         padded = slots > LARGE and tokens + length < (1 - MOST_PADDING) * slots
         if part and (padded or len(part) + len(rows) > size):

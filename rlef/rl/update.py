@@ -11,7 +11,7 @@ from rlef.engines import dist
 from rlef.rl.actors import Actors
 from rlef.rl.advantages import masked
 from rlef.rl.average import Average
-from rlef.rl.batch import RolloutBatch, by_length, columns, read_tokens
+from rlef.rl.batch import RolloutBatch, by_length, columns, dealt, joined, read_tokens
 from rlef.rl.losses import policy_loss, token_shares, value_loss
 from rlef.rl.monitor import Sums
 from rlef.rollout.base import seed_of
@@ -58,9 +58,11 @@ def update(
     """`epochs` x `minibatches` optimiser steps, exactly, unless the early stop ends them or a mini-batch is masked as a whole.
 
     Prompts, with all their samples, are dealt to mini-batches by their index over all ranks, and every loss is divided by the token
-    count of the whole optimiser step, so micro-batch size, row order and number of ranks change nothing.
+    count of the whole optimiser step, so micro-batch size, row order and number of ranks change nothing. Rows are dealt to ranks anew for
+    each mini-batch: of the prompts that a rank sampled one mini-batch has many and another few, and all would wait for the fullest.
     """
     train_policy = iteration >= settings.critic_warmup
+    batch = joined(dist.all_gather_object(batch))
     here = {int(row): index for index, row in enumerate(batch.rows)}
     sums, steps, stopped, skipped = Sums(), 0, False, 0
     norms: dict[str, list[float]] = {"policy": [], "value": []}
@@ -71,13 +73,12 @@ def update(
         shuffle = torch.Generator().manual_seed(seed_of((seed, iteration, epoch)))
         for chunk in torch.randperm(settings.prompts_per_iteration, generator=shuffle).tensor_split(settings.minibatches):
             rows = [int(prompt) * settings.samples_per_prompt + sample for prompt in chunk for sample in range(settings.samples_per_prompt)]
-            mine = [here[row] for row in rows if row in here]
-            micro = _micro_batches(batch, mine, settings)
-            tokens = dist.all_reduce_sum(batch.mask[mine].sum().double()).item()
+            rows = [here[row] for row in rows if row in here]
+            tokens = batch.mask[rows].sum().double().item()
             if tokens == 0:
-                continue  # on all ranks: none of its answers could be judged
-            count = token_shares(batch.mask[mine], settings.loss_mean, settings.max_tokens)[1]
-            divisor = dist.all_reduce_sum(count.double()).item()
+                continue  # none of its answers could be judged
+            divisor = token_shares(batch.mask[rows], settings.loss_mean, settings.max_tokens)[1].double().item()
+            micro = _micro_batches(batch, dealt(batch, rows, dist.world(), shared=settings.share_prompts)[dist.rank()], settings)
             step = Sums()
             for number, index in enumerate(micro):
                 part = batch.select(index or [0])

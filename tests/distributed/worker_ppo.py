@@ -24,13 +24,13 @@ CPU = torch.device("cpu")
 
 
 def rollouts(dtype):
-    """This rank's share. Rank 1 of two holds one prompt only: in one of the two mini-batches it has no row at all."""
+    """This rank's share: rank 1 of two holds one prompt only."""
     generator = torch.Generator().manual_seed(0)
     answers = [tuple(torch.randint(5, 200, (length,), generator=generator).tolist()) for length in LENGTHS]
-    prompts = [tuple(torch.randint(5, 200, (4 + row % 3,), generator=generator).tolist()) for row in range(12)]
+    prompts = [tuple(torch.randint(5, 200, (4 + prompt % 3,), generator=generator).tolist()) for prompt in range(6)]
     scores = [torch.randn(length, generator=generator) for length in LENGTHS]
     mine = list(range(12)) if dist.world() == 1 else list(range(10)) if dist.rank() == 0 else [10, 11]
-    batch = RolloutBatch.of([prompts[r] for r in mine], [answers[r] for r in mine], [[0.0] * LENGTHS[r] for r in mine], mine)
+    batch = RolloutBatch.of([prompts[r // 2] for r in mine], [answers[r] for r in mine], [[0.0] * LENGTHS[r] for r in mine], mine)
     for place, row in enumerate(mine):
         batch.rewards[place, : LENGTHS[row]] = scores[row]
     for name in ("mask", "old_logprobs", "ref_logprobs", "values", "rewards"):

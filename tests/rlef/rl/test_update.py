@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -12,7 +14,7 @@ from rlef.errors import UserError
 from rlef.models import load_policy
 from rlef.rl.actors import Actors, CriticNet, PolicyNet
 from rlef.rl.advantages import gae, whiten
-from rlef.rl.batch import RolloutBatch, by_length, columns
+from rlef.rl.batch import RolloutBatch, by_length, columns, dealt, joined
 from rlef.rl.losses import policy_loss
 from rlef.rl.policy import TokenCritic, TokenPolicy
 from rlef.rl.update import fill, update
@@ -503,3 +505,24 @@ def test_a_large_micro_batch_is_cut_where_much_of_it_would_be_padding():
     small = [0, 1, 12]  # as much padding, but too few tokens to be worth a forward of their own
     assert list(by_length(batch, small, 16)) == [small]
     assert list(by_length(batch, [*range(6), 13], 16)) == [list(range(6)), [13]]
+
+
+def test_rows_are_dealt_to_ranks_by_their_tokens():
+    lengths = [9, 3, 5, 1, 1, 1]
+    prompts = [(5,), (5,), (6,), (6,), (7,), (7,)]
+    batch = RolloutBatch.of(prompts, [(8,) * length for length in lengths], [[0.0] * length for length in lengths], range(6))
+    assert dealt(batch, range(6), 2) == [[0, 5, 3], [2, 1, 4]]  # 10 + 2 + 2 and 6 + 4 + 2 tokens with their prompts
+    assert dealt(batch, range(6), 2, shared=True) == [[0, 1], [2, 3, 4, 5]]
+    assert dealt(batch, [4], 3) == [[4], [], []]
+    assert sorted(dealt(batch, range(6), 1)[0]) == list(range(6))
+
+
+def test_batches_of_ranks_are_joined_with_all_that_they_hold():
+    first, second = (RolloutBatch.of([(1,), (2,)], [(8,) * n, (9,)], [[-0.5] * n, [-1.0]], rows) for n, rows in ((2, (0, 3)), (4, (1, 2))))
+    first.values, second.advantages = first.mask * 2, second.mask * 3
+    both = joined([first, second])
+    assert both.rows.tolist() == [0, 3, 1, 2] and len(both) == 4 and both.mask.shape == (4, 4)
+    for part, index in ((first, [0, 1]), (second, [2, 3])):
+        for field in dataclasses.fields(RolloutBatch):
+            got, expected = getattr(both.select(index), field.name), getattr(part, field.name)
+            assert got.tolist() == expected.tolist() if isinstance(got, torch.Tensor) else got == expected, field.name
