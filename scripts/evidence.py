@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=COUNT, help="held-out problems, greedy")
     parser.add_argument("--vote-count", type=int, default=VOTE_COUNT, help=f"the first of them, {K} samples each, for votes")
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--write-readme", action="store_true", help="put the tables between the evidence markers of README.md")
+    parser.add_argument("--write-readme", action="store_true", help="put the tables between the evidence markers of scripts/README.md")
     options = parser.parse_args(arguments)
     try:
         config = load_config(options.config, options.overrides)
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (options.out / f"{name}.svg").write_text(figure)
     print(table)
     if options.write_readme:
-        write_readme(ROOT / "README.md", table)
+        write_readme(ROOT / "scripts" / "README.md", table)
     for line in failed:
         print(line, file=sys.stderr)
     print(json.dumps(finite(result)))
