@@ -37,6 +37,7 @@ from typing import Any
 import yaml
 
 from reward_models.checkpoints import MANIFEST
+from reward_models.ranks import free_port
 from rlef import children, prompts
 from rlef.rollout.journal import answer_digest
 from rlef.run_dir import RunDir, digest, write_json
@@ -128,9 +129,7 @@ def ranks_or(wait: Callable[..., int]) -> Callable[..., int]:
 
 def ranks(job: str, world: int) -> int:
     """The first code but 0 that a rank ends with; the others are told to stop, as torchrun does."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     running = set()
     for rank in range(world):
         child = os.fork()

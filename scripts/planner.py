@@ -16,7 +16,6 @@ import gc
 import json
 import multiprocessing
 import os
-import socket
 import sys
 import tempfile
 import warnings
@@ -25,6 +24,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from reward_models.ranks import free_port
 
 PROMPT, ANSWER = 24, 8  # tokens of a row whose activations are counted
 BUCKET = 2**16  # elements
@@ -85,13 +86,11 @@ def measured_states(model: Any, engine: str, dtype: str, ranks: int) -> int:
     """Bytes on the main rank, at the most. `engine`: torch or a ZeRO stage. Ranks are forked: nothing is imported or loaded again."""
     forked = multiprocessing.get_context("fork")
     said = forked.SimpleQueue()
-    with socket.socket() as free, tempfile.TemporaryDirectory() as scratch:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
+    with tempfile.TemporaryDirectory() as scratch:
         zero = {"stage": 0 if engine == "torch" else int(engine), "reduce_bucket_size": BUCKET, "stage3_param_persistence_threshold": 0}
         file = Path(scratch, "deepspeed.json")
         file.write_text(json.dumps({"train_batch_size": "auto", "bf16": {"enabled": "auto"}, "zero_optimization": zero}))
-        free.close()
         places = [
             {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             for rank in range(ranks)

@@ -24,7 +24,6 @@ import random
 import shlex
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from typing import Any
 import yaml
 from vllm_environment import install, save_model, variables
 
+from reward_models.ranks import free_port
 from rlef.records import Eliminated, Problem, read_jsonl, write_jsonl
 
 NAME = "smollm2"
@@ -61,9 +61,7 @@ QUESTIONS = (
 @contextlib.contextmanager
 def served(vllm: Path, model: Path, folder: Path, options: Sequence[str]) -> Iterator[int]:
     """The port of a server of `model` on this machine. It and all its children are gone at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [str(vllm), "serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME]
     # The sampler is the policy, so nothing of the checkpoint's sampling habits; a repeat must not find the last one's prompts.
     command += ["--generation-config", "vllm", "--logprobs-mode", "processed_logprobs", "--no-enable-prefix-caching"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
+from reward_models.ranks import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -89,9 +90,7 @@ def test_train_score_and_evaluate(newcomer):
 
 
 def test_serve(newcomer):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        newcomer.port = str(free.getsockname()[1])
+    newcomer.port = str(free_port())
     start, ask = blocks("Serve", "bash")
     (serve,) = [line for line in start.splitlines() if line.startswith("python")]
     newcomer.run("bash", "-c", serve, code=2)  # without its packages: one message
