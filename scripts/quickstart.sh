@@ -4,4 +4,4 @@ set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 began=$(date +%s)
 rlef run configs/quickstart.yaml "$@"
-echo "the run took $(( $(date +%s) - began )) s; $(python -c 'from rlef.cli import gflops; print(f"this machine: {gflops():.0f} GFLOP/s in fp32 matrix products")')"
+echo "the run took $(( $(date +%s) - began )) s; $(python -c 'from rlef.commands.doctor import gflops; print(f"this machine: {gflops():.0f} GFLOP/s in fp32 matrix products")')"

@@ -41,6 +41,7 @@ LAYERS = [
     {"stages"},
     {"launch", "ranks", "worker", "nodes"},
     {"pipeline"},
+    {"commands"},
     {"cli", "__main__"},
 ]
 HOMES = {

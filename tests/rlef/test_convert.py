@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from rlef import convert as module
-from rlef.cli import FORMATS as NAMED
-from rlef.cli import READ_ALONE, main
+from rlef.cli import main
+from rlef.commands.convert import FORMATS as NAMED
+from rlef.commands.convert import READ_ALONE
 from rlef.convert import convert
 from rlef.errors import UserError
 from rlef.formats import FORMATS
