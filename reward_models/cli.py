@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from reward_models import disk, stopping
+from reward_models.arguments import Parser
 from reward_models.config import FormName
 from reward_models.errors import UserError
 from reward_models.gate import failure, mistakes
@@ -21,26 +22,38 @@ from reward_models.terminal import inert
 if TYPE_CHECKING:
     from reward_models.process import ProcessRewardModel
 
+KINDS = ("irm", "prm", "orm")
+KIND = "instruction, process or outcome reward model"
 FORMS = get_args(FormName)
 TOLD = "how a published process reward model is written to, where neither a file of ours nor process_form.json says it"
 
 
-def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser(
-        prog="python -m reward_models", description="Instruction (irm), process (prm) and outcome (orm) reward models."
+def parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and that of each command."""
+    main = Parser(
+        prog="python -m reward_models",
+        description="Instruction (irm), process (prm) and outcome (orm) reward models.",
+        epilog="example: python -m reward_models train prm --labels math_shepherd.jsonl --init Qwen/Qwen2.5-1.5B --out my_prm",
     )
     commands = main.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="train on a label file")
-    train.add_argument("kind", choices=["irm", "prm", "orm"])
+    train = commands.add_parser(
+        "train",
+        help="train on a label file",
+        epilog="example: python -m reward_models train irm --labels rankings.jsonl --init Qwen/Qwen2.5-1.5B --out my_irm --epochs 2",
+    )
+    train.add_argument("kind", choices=KINDS, help=KIND)
     train.add_argument(
         "--labels", required=True, help="JSONL of ranked lists (irm), judged solutions (prm) or solutions that are `correct` or not (orm)"
     )
     train.add_argument("--init", required=True, help="folder or hub id of the policy or base model")
-    train.add_argument("--out", required=True)
-    train.add_argument("--learning-rate", type=_above_zero(float), default=1e-4)
-    train.add_argument("--epochs", type=_above_zero(float), default=1.0)
+    train.add_argument("--out", required=True, help="folder of the model")
+    train.add_argument("--learning-rate", type=_above_zero(float), default=1e-4, help="of AdamW, at its height")
+    train.add_argument("--epochs", type=_above_zero(float), default=1.0, help="passes over the rows")
     train.add_argument(
-        "--batch-size", type=_above_zero(int), default=32, help="lists, or problems with all their solutions, an optimiser step"
+        "--batch-size",
+        type=_above_zero(int),
+        default=32,
+        help="lists, or problems with all their solutions, an optimiser step",
     )
     train.add_argument("--micro-batch-size", type=_above_zero(int), default=8, help="rows of a forward")
     train.add_argument("--max-length", type=_above_zero(int), default=512, help="tokens, at least 8")
@@ -48,8 +61,8 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--neutral", choices=["keep", "right", "wrong", "mask"], help="prm: what a label between 0 and 1 becomes (default: keep)"
     )
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--deepspeed", help="DeepSpeed JSON")
+    train.add_argument("--seed", type=int, default=0, help="of shuffling and initialisation")
+    train.add_argument("--deepspeed", help="DeepSpeed JSON, e.g. configs/deepspeed/zero2.json")
     train.add_argument("--lora-rank", type=_above_zero(int), help="train adapters of this rank and the head (default: all weights)")
     train.add_argument("--lora-alpha", type=_above_zero(int), default=32, help="adapters are scaled by alpha / rank")
     train.add_argument("--bf16", action="store_true", help="products in bfloat16; weights and losses stay in fp32")
@@ -57,22 +70,33 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--save-every", type=_above_zero(int), help="steps between checkpoints, from which the same command goes on")
     train.add_argument("--eval-every", type=_above_zero(int), help="steps between looks at a tenth of the rows; the best weights are kept")
     train.add_argument("--patience", type=_above_zero(int), help="looks without improvement after which training ends")
-    score = commands.add_parser("score", help='add "score" (irm: r_I; prm: step scores and r_A) to JSONL rows')
-    score.add_argument("kind", choices=["irm", "prm", "orm"])
-    score.add_argument("--model", required=True)
+    score = commands.add_parser(
+        "score",
+        help='add "score" (irm: r_I; prm: step scores and r_A) to JSONL rows',
+        epilog="example: python -m reward_models score prm --model my_prm --input solutions.jsonl --output scored.jsonl",
+    )
+    score.add_argument("kind", choices=KINDS, help=KIND)
+    score.add_argument("--model", required=True, help="folder or hub id of the reward model")
     score.add_argument("--input", required=True, help='JSONL: irm {"text"}; prm {"question", "steps"} or {"question", "text"}')
-    score.add_argument("--output", required=True)
-    score.add_argument("--delimiter", default="\n", help="what ends a step in `text`")
+    score.add_argument("--output", required=True, help="JSONL; cut off, the same command goes on from it")
+    score.add_argument("--delimiter", default="\n", help="what ends a step in `text` (default: a line break)")
     score.add_argument("--answer-marker", help="steps of `text` after the first with this are not scored, as in RL (default: all are)")
     score.add_argument("--form", choices=FORMS, help=TOLD)
     score.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     score.add_argument("--batch-size", type=_above_zero(int), default=64, help="rows of a forward")
     score.add_argument(
-        "--part-rows", type=_above_zero(int), default=512, help="lines scored at once by a rank: what a kill loses, what memory holds"
+        "--part-rows",
+        type=_above_zero(int),
+        default=512,
+        help="lines scored at once by a rank: what a kill loses, what memory holds",
     )
-    evaluate = commands.add_parser("evaluate", help="measure on the held-out rows of a label file, or on all rows of a benchmark")
-    evaluate.add_argument("kind", choices=["irm", "prm", "orm"])
-    evaluate.add_argument("--model", required=True)
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure on the held-out rows of a label file, or on all rows of a benchmark",
+        epilog="example: python -m reward_models evaluate prm --model my_prm --labels processbench.jsonl --curves --out found",
+    )
+    evaluate.add_argument("kind", choices=KINDS, help=KIND)
+    evaluate.add_argument("--model", required=True, help="folder or hub id of the reward model")
     evaluate.add_argument("--labels", required=True, help="label file; prm also ProcessBench, PRM800K, ..; irm also RewardBench")
     threshold = evaluate.add_mutually_exclusive_group()
     threshold.add_argument("--threshold", type=float, help="prm: first step under it is the first error (default: as training fixed it)")
@@ -83,11 +107,17 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--curves", action="store_true", help="print tables, curves and probes before the last line")
     evaluate.add_argument("--out", metavar="DIR", help="write evaluation.json and evaluation.html, a page with pictures")
     evaluate.add_argument("--form", choices=FORMS, help=TOLD)
-    convert = commands.add_parser("convert", help="a published process reward model with one logit, which plain transformers loads")
+    convert = commands.add_parser(
+        "convert",
+        help="a published process reward model with one logit, which plain transformers loads",
+        epilog="example: python -m reward_models convert peiyi9979/math-shepherd-mistral-7b-prm --form math_shepherd --out my_prm",
+    )
     convert.add_argument("model", help="folder or hub id")
-    convert.add_argument("--out", required=True)
+    convert.add_argument("--out", required=True, help="folder of what is written")
     convert.add_argument("--form", choices=FORMS, help=TOLD)
-    serve = commands.add_parser("serve", help="answer over HTTP (needs rlef[serve])")
+    serve = commands.add_parser(
+        "serve", help="answer over HTTP (needs rlef[serve])", epilog="example: python -m reward_models serve --irm my_irm --prm my_prm"
+    )
     serve.add_argument("--irm", metavar="DIR", help="instruction reward model")
     serve.add_argument("--prm", metavar="DIR", help="process reward model")
     serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for other machines (default: this machine alone)")
@@ -99,8 +129,8 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--wait-ms", type=_above_zero(float), default=5.0, help="a forward waits so long for more rows")
     serve.add_argument("--queue", type=_above_zero(int), default=4096, help="rows that wait at most; above it clients get 503")
     serve.add_argument("--max-rows", type=_above_zero(int), default=1024, help="rows of a request")
-    serve.add_argument("--max-body", type=_above_zero(int), default=8 * 2**20, help="bytes of a request")
-    return main
+    serve.add_argument("--max-body", type=_above_zero(int), default=8 * 2**20, help="bytes of a request (default: 8 MiB)")
+    return main, dict(commands.choices)
 
 
 def _above_zero(kind: type[int] | type[float]) -> Callable[[str], float]:
@@ -121,8 +151,16 @@ def _requirement(text: str) -> tuple[str, float]:
     raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE, e.g. step_auroc=0.8")
 
 
+def parse(arguments: list[str]) -> argparse.Namespace:
+    main, commands = parser()
+    options, rest = main.parse_known_args(arguments)
+    if rest:
+        commands[options.command].unrecognized(rest)
+    return options
+
+
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     before = stopping.listen() if options.command == "train" else None
     try:
         commands = {"train": _train, "score": _score, "evaluate": _evaluate, "convert": _convert, "serve": _serve}
@@ -134,6 +172,9 @@ def main(arguments: list[str] | None = None) -> int:
     except stopping.Stopped:
         print("stopped by SIGTERM; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
         return stopping.EXIT_CODE
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from what is saved", file=sys.stderr)
+        return 130
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)

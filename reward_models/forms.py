@@ -20,6 +20,7 @@ from reward_models.config import FormName, ProcessForm
 from reward_models.data import StepColumns, marked
 from reward_models.errors import UserError
 from reward_models.model import Tokenizer, label_head, load, load_tokenizer
+from reward_models.nearest import meant_path
 
 FORM = "process_form.json"
 SEPARATORS = {"math_shepherd": "ки", "qwen": "<extra_0>", "trl": "\n"}
@@ -177,7 +178,7 @@ def _head(folder: str | Path) -> str:
         config = AutoConfig.from_pretrained(str(folder))
     except Exception as error:  # transformers raises a dozen kinds over a damaged file, each with its own words
         raise UserError(
-            f"{folder}: no model could be loaded ({error})", fix="give a folder or hub id that from_pretrained loads"
+            f"{folder}: no model could be loaded{meant_path(folder)} ({error})", fix="give a folder or hub id that from_pretrained loads"
         ) from error
     name = next(iter(config.architectures or ()), "none")
     if not hasattr(transformers, name):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
+
+from reward_models.nearest import meant
 
 # Metrics of `reward_models.evaluate` that a gate may name: those that must be at least, and those that may be at most so much.
 OF_STEPS = (
@@ -33,8 +34,7 @@ def mistakes(kind: str, require: Mapping[str, float]) -> list[str]:
     for name, value in require.items():
         low = -1.0 if name == "kendall_tau" else 0.0
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            wrong.append(f"{name}: no metric of an {kind}; {f'did you mean `{near[0]}`?' if near else 'known: ' + ', '.join(known)}")
+            wrong.append(f"{name}: no metric of an {kind}{meant(name, known) or '; known: ' + ', '.join(known)}")
         elif not low <= value <= 1:
             wrong.append(f"{name}: {value:g} is not in {low:g}..1")
     return wrong

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from reward_models.errors import UserError
+from reward_models.nearest import meant_path
 
 # transformers annotates ids as unions (int | list[int] | str | ...) that no caller can use.
 Tokenizer: TypeAlias = Any
@@ -97,7 +98,7 @@ def load(auto: Any, folder: str | Path, device: str | torch.device = "cpu", *, l
         model, info = auto.from_pretrained(str(folder), config=config, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # transformers raises a dozen kinds over a damaged file, each with its own words
         raise UserError(
-            f"{folder}: no model could be loaded ({error})", fix="give a folder or hub id that from_pretrained loads"
+            f"{folder}: no model could be loaded{meant_path(folder)} ({error})", fix="give a folder or hub id that from_pretrained loads"
         ) from error
     if trained and info["missing_keys"]:
         raise UserError(

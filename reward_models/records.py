@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from reward_models.errors import UserError
+from reward_models.nearest import meant_path
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -97,7 +98,7 @@ def numbered_lines(path: str | Path) -> list[tuple[int, str]]:
     """The lines of a JSONL file that are not blank, counted from 1. Raises UserError where it is missing or no UTF-8."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file", fix="give the label file's path")
+        raise UserError(f"{path}: no such file{meant_path(path)}", fix="give the label file's path")
     try:
         # Not splitlines: U+2028 and others may stand inside a JSON text.
         lines = path.read_text(encoding="utf-8-sig").split("\n")

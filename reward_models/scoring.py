@@ -25,6 +25,7 @@ import torch.distributed
 from reward_models import __version__
 from reward_models.errors import UserError
 from reward_models.instruction import InstructionRewardModel
+from reward_models.nearest import meant_path
 from reward_models.process import ProcessRewardModel, aggregate
 from reward_models.serving.models import digest, pick_device
 from reward_models.steps import split_steps, until_answer
@@ -103,7 +104,7 @@ def score_file(options: ScoreOptions, load: Callable[[str], InstructionRewardMod
 def _survey(options: ScoreOptions, *, main: bool) -> tuple[list[Part], int]:
     """The parts of the input, and how many lines were set aside; `main` writes them down. Raises UserError where no row is left."""
     if not options.input.is_file():
-        raise UserError(f"{options.input}: no such file", fix="check --input")
+        raise UserError(f"{options.input}: no such file{meant_path(options.input)}", fix="check --input")
     aside = _beside(options.output, ".set_aside.jsonl")
     first, count, parts = "", 0, []
     # Other ranks only count.

@@ -7,7 +7,9 @@ import signal
 import sys
 
 from reward_models import stopping
+from reward_models.arguments import Parser
 from reward_models.errors import UserError as RewardModelsError
+from reward_models.nearest import meant
 from reward_models.terminal import inert
 from rlef import __version__
 from rlef.commands import check, convert, doctor, plan, report, run, stage
@@ -24,20 +26,19 @@ COMMANDS = (
 )
 
 
-def parser() -> tuple[argparse.ArgumentParser, list[str]]:
-    """The parser, and the names of all commands."""
-    main = argparse.ArgumentParser(
+def parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and that of each command."""
+    main = Parser(
         prog="rlef",
         description="Reinforcement learning from evolved feedback.",
-        epilog="example: rlef run configs/quickstart.yaml ppo.iterations=20; a stage alone: rlef sft configs/quickstart.yaml",
+        epilog="example: rlef run configs/quickstart.yaml ppo.iterations=20\nexample: rlef sft configs/quickstart.yaml",
     )
     main.add_argument("--version", action="version", version=f"rlef {__version__}")
     commands = main.add_subparsers(dest="command", required=True)
     for command in COMMANDS:
         command.add(commands)
-    names = list(commands.choices)
-    commands.metavar = f"{{{','.join(name for name in names if name not in stage.STAGES)},STAGE}}"
-    return main, names
+    commands.metavar = f"{{{','.join(name for name in commands.choices if name not in stage.STAGES)},STAGE}}"
+    return main, dict(commands.choices)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,14 +67,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Options and overrides may stand in any order; a stage's own name is a command as its kind is (`rlef sft_2 CONFIG`)."""
-    main, names = parser()
-    if len(arguments) > 1 and not arguments[0].startswith("-") and arguments[0] not in names:
-        arguments = ["run", *arguments[1:], "--only", arguments[0]]
-    options, rest = main.parse_known_args(arguments)
+    main, commands = parser()
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    no_command = f"{name}: no such command{meant(name, commands)}" if name is not None and name not in commands else None
+    if no_command and len(arguments) == 1:
+        main.error(no_command)
+    options, rest = main.parse_known_args(["run", *arguments[1:], "--only", name] if no_command else arguments)
     # argparse closes a list of arguments at the first option after it.
     unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    if unknown and no_command:
+        main.error(no_command)
     if unknown or (rest and not hasattr(options, "overrides")):
-        main.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+        commands[options.command].unrecognized(unknown or rest)
     if rest:
-        options.overrides += rest
+        options.overrides = [*options.overrides, *rest]
+    if no_command:
+        options.commands = tuple(commands)
     return options

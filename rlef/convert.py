@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import os
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reward_models.nearest import meant, meant_path
 from rlef.errors import UserError
 from rlef.formats import FORMATS, Format
 from rlef.records import SetAside
@@ -92,10 +92,7 @@ def side_file(target: Path) -> Path:
 
 def _format(name: str, option: str) -> Format:
     if name not in FORMATS:
-        near = difflib.get_close_matches(name, FORMATS, n=1)
-        raise UserError(
-            f"{option} {name}: no such format" + (f"; did you mean `{near[0]}`?" if near else ""), fix=f"known: {', '.join(FORMATS)}"
-        )
+        raise UserError(f"{option} {name}: no such format{meant(name, FORMATS)}", fix=f"known: {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
@@ -131,7 +128,7 @@ def _lines(source: str, *, subset: str | None, split: str) -> Iterator[Line]:
     if Path(source).is_file():
         return _jsonl(Path(source))
     if not Path(source).exists() and Path(source).suffix in (".json", ".jsonl"):
-        raise UserError(f"{source}: no such file", fix="check the path, or give a folder or hub id of a data set")
+        raise UserError(f"{source}: no such file{meant_path(source)}", fix="check the path, or give a folder or hub id of a data set")
     rows = dataset_rows(source, subset=subset, split=split)
     return (_of_a_data_set(number, row) for number, row in enumerate(rows, 1))
 

@@ -7,7 +7,6 @@ means `stages.ppo.iterations`.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -18,6 +17,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from reward_models.nearest import meant, meant_path, nearest
 from rlef import rounds
 from rlef.config import STAGE_TYPES, Config, EvolveStage, MethodStage, resolve_path
 from rlef.errors import UserError, raise_all
@@ -34,7 +34,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `key.sub=value` overrides, validate. All mistakes are raised together as one UserError."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such config file", fix="give the path of a YAML file, e.g. configs/quickstart.yaml")
+        raise UserError(f"{path}: no such config file{meant_path(path)}", fix="give the path of a YAML file, e.g. configs/quickstart.yaml")
     data = read_yaml(path, fix="start from configs/quickstart.yaml")
     mistaken: list[UserError] = []
     for override in sorted(overrides, key=lambda text: not text.startswith("run.")):  # rounds decide which stages there are
@@ -147,15 +147,17 @@ def _explain(error: Any) -> list[str]:
         for part in parts[depth:-1]:
             field = owner.model_fields.get(part) if owner else None
             owner = next((t for t in _types(field.annotation) if issubclass(t, BaseModel)), None) if field else None
-        near = difflib.get_close_matches(parts[-1], list(owner.model_fields) if owner else [], n=1, cutoff=0.5)
-        return [f"{key}: unknown key" + (f"; did you mean `{near[0]}`?" if near else "")]
+        return [f"{key}: unknown key{meant(parts[-1], owner.model_fields if owner else ())}"]
     if error["type"] == "union_tag_invalid":
         given = str(error["ctx"].get("tag", ""))
-        near = difflib.get_close_matches(given, kinds, n=1)
-        meant = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(kinds))}"
-        return [f"{key}: unknown stage kind {given!r}; {meant} (a stage with a name of its own says `kind: {near[0] if near else 'ppo'}`)"]
+        hint = meant(given, kinds) or f"; known: {', '.join(sorted(kinds))}"
+        own = f"a stage with a name of its own says `kind: {nearest(given, kinds) or 'ppo'}`"
+        return [f"{key}: unknown stage kind {given!r}{hint} ({own})"]
     if error["type"] == "model_type":
         return [f"{key}: must be a mapping of keys, not {error['input']!r}"]
+    if error["type"] == "literal_error":
+        known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        return [f"{key}: must be one of {', '.join(known)}{meant(str(error['input']), known)} (given: {error['input']!r})"]
     message = str(error["msg"]).removeprefix("Value error, ")
     if not key:
         return message.splitlines()
@@ -178,12 +180,11 @@ def _override(data: dict[str, Any], text: str) -> None:
         parts = ["stages", *parts]
     elif parts[0] not in Config.model_fields:
         known = [*Config.model_fields, *names]
-        near = difflib.get_close_matches(parts[0], known, n=1, cutoff=0.5)
         stem, _, number = parts[0].rpartition("_")
         of_round = stem in names and number.isdecimal()
-        meant = f"`{parts[0]}` comes with run.rounds={number}" if of_round else f"did you mean `{near[0]}`?" if near else ""
+        hint = f"; `{parts[0]}` comes with run.rounds={number}" if of_round else meant(parts[0], known)
         raise UserError(
-            f"{text!r}: {parts[0]!r} is neither a section nor a stage" + (f"; {meant}" if meant else ""),
+            f"{text!r}: {parts[0]!r} is neither a section nor a stage{hint}",
             fix=f"known: {', '.join(known)}",
         )
     target = data
@@ -206,7 +207,7 @@ def _check_files(config: Config, path: Path) -> None:
 
     def file(key: str, name: str | None) -> None:
         if name is not None and not Path(name).is_file():
-            wrong.append(f"{key}: {name}: no such file")
+            wrong.append(f"{key}: {name}: no such file{meant_path(name)}")
 
     def model(key: str, name: str, gguf: str | None) -> None:
         try:
@@ -218,9 +219,9 @@ def _check_files(config: Config, path: Path) -> None:
             held = ", ".join(sorted(one.name for one in folder.glob("*.gguf"))) or "none"
             wrong.append(f"{key}: {folder} holds no file {gguf}; its GGUF files: {held}")
         elif gguf is None and folder.is_dir() and not (folder / "config.json").is_file():
-            wrong.append(f"{key}: {folder} holds no config.json, so it is no model")
+            wrong.append(f"{key}: {folder} holds no config.json, so it is no model{meant_path(folder)}")
         elif not folder.is_dir() and not HUB_ID.fullmatch(name):
-            wrong.append(f"{key}: {name}: neither a folder nor a hub id (owner/name)")
+            wrong.append(f"{key}: {name}: neither a folder nor a hub id (owner/name){meant_path(name)}")
 
     if config.model.path is not None:
         model("model.path", config.model.path, config.model.gguf_file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import importlib.metadata
 import importlib.util
 import json
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from reward_models import disk, gate
 from reward_models.client import served_digest
 from reward_models.errors import UserError as RewardModelsError
+from reward_models.nearest import meant, meant_path
 from reward_models.statistics import in_points
 from rlef import launch
 from rlef.config import (
@@ -178,7 +178,8 @@ def resolve_inputs(config: Config, name: str) -> dict[str, str]:
             )
         if stage.gain_over not in compared and stage.gain_over != type(stage).model_fields["gain_over"].default:
             raise UserError(
-                f"stages.{name}.gain_over: {stage.gain_over!r} is not among the policies compared", fix=f"one of {', '.join(compared)}"
+                f"stages.{name}.gain_over: {stage.gain_over!r} is not among the policies compared{meant(stage.gain_over, compared)}",
+                fix=f"one of {', '.join(compared)}",
             )
     _needs(config, name, resolved)
     practised = config.stages.get(resolved.get("prompts", ""))
@@ -256,8 +257,7 @@ def _source(config: Config, key: str, given: str, earlier: Sequence[str], kinds:
     if given in config.stages and given not in earlier:
         raise UserError(f"{key}: stage {given!r} does not come before this one", fix=f"put it earlier; {before}")
     if given not in config.stages and not Path(given).exists():
-        near = difflib.get_close_matches(given, earlier, n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
+        hint = meant(given, earlier) or meant_path(given)
         raise UserError(f"{key}: {given!r} is neither an earlier stage nor a path{hint}", fix=before)
     if given in config.stages and config.stages[given].kind not in kinds:
         fitting = [one for one in earlier if config.stages[one].kind in kinds]
@@ -266,7 +266,9 @@ def _source(config: Config, key: str, given: str, earlier: Sequence[str], kinds:
             fix=f"stages that do: {', '.join(fitting) or 'none before it'}",
         )
     if given not in config.stages and key.rpartition(".")[2] in MODELS and not _holds_model(Path(given)):
-        raise UserError(f"{key}: {given} holds no model", fix="give a folder with a config.json, or a stage's folder with its model/")
+        raise UserError(
+            f"{key}: {given} holds no model{meant_path(given)}", fix="give a folder with a config.json, or a stage's folder with its model/"
+        )
     return given
 
 
@@ -465,10 +467,9 @@ def run(config: Config, *, start: str | None = None, only: str | None = None, ye
     """Run what is not done yet. `start` redoes that stage and all after it; `only` runs one stage alone. `lead`: of other machines."""
     for name, flag in ((start, "--from"), (only, "--only")):
         if name is not None and name not in config.stages:
-            near = difflib.get_close_matches(name, list(config.stages), n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
             raise UserError(
-                f"the config has no stage {name} ({flag}){hint}", fix=f"add it under stages; there are {', '.join(config.stages)}"
+                f"{flag} {name}: the config has no such stage{meant(name, config.stages)}",
+                fix=f"add it under stages; there are {', '.join(config.stages)}",
             )
     if start is not None and only is not None:
         raise UserError("--from and --only: one redoes a stage and all after it, the other runs one alone", fix="give one of them")

@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from reward_models.nearest import meant_path
 from reward_models.records import problem_id as problem_id  # of the rows below too
 from rlef.errors import UserError
 
@@ -177,7 +178,7 @@ def read_jsonl(path: str | Path, record: type[R], *, strict: bool = True, may_be
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file", fix="check the path in the config or on the command line")
+        raise UserError(f"{path}: no such file{meant_path(path)}", fix="check the path in the config or on the command line")
     rows: Rows[R] = Rows()
     rows.bad = []
     with path.open("rb") as handle:  # what is no UTF-8 is one bad line, not the end

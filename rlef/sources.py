@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+from reward_models.nearest import meant_path
 from rlef.answers import as_number, canonical, extract_answer
 from rlef.errors import UserError
 from rlef.records import BadRow, Domain, Problem, problem_id
@@ -26,7 +27,7 @@ def read_problems(
     for a short one."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file", fix="check the path in the config or on the command line")
+        raise UserError(f"{path}: no such file{meant_path(path)}", fix="check the path in the config or on the command line")
     with path.open(encoding="utf-8-sig", errors="replace") as handle:
         return _collect(_parsed(handle), str(path), limit, skip_broken=skip_broken, domain=domain)
 

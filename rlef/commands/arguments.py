@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def config_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", help="YAML file")
-    command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="e.g. ppo.iterations=20")
+    command.add_argument("overrides", nargs="*", default=[], metavar="key.sub=value", help="e.g. ppo.iterations=20")
 
 
 def redo_argument(command: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def machine_arguments(command: argparse.ArgumentParser, *, needed: bool) -> None
     command.add_argument(
         "--nodes", type=above_zero, metavar="N", help="machines; travelling between them is slower (default: as the config launches)"
     )
-    command.add_argument("--prompt-tokens", type=above_zero, default=256, metavar="N", help="of the longest prompt (default: 256)")
+    command.add_argument("--prompt-tokens", type=above_zero, default=256, metavar="N", help="of the longest prompt")
 
 
 def above_zero(text: str) -> int:

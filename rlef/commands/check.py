@@ -10,8 +10,9 @@ from rlef.commands.arguments import config_arguments, machine_arguments, on_mach
 def add(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "check",
-        help="validate a config, show stages, cache and memory; loads no model",
-        epilog="with --gpu-memory it refuses what does not fit: rlef check configs/wizardmath_7b.yaml --gpus 8 --gpu-memory 80",
+        help="validate a config, show stages, cache and memory, with --gpu-memory whether it fits; loads no model",
+        epilog="example: rlef check configs/quickstart.yaml ppo.iterations=20\n"
+        "example: rlef check configs/wizardmath_7b.yaml --gpus 8 --gpu-memory 80",
     )
     config_arguments(command)
     machine_arguments(command, needed=False)

@@ -20,13 +20,14 @@ def add(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "convert",
         help="turn label and data files of other projects into ours, and back",
-        epilog="example: rlef convert prm800k.jsonl steps.jsonl --to steps; python -m reward_models train prm --labels steps.jsonl ...",
+        epilog="example: rlef convert prm800k.jsonl steps.jsonl --to steps\n"
+        "example: python -m reward_models train prm --labels steps.jsonl --init Qwen/Qwen2.5-1.5B --out my_prm",
     )
     command.add_argument("source", metavar="SOURCE", help="JSONL file, or folder or hub id of a data set")
     command.add_argument("target", metavar="TARGET", help="JSONL file; rows that cannot go stand beside it in *.bad.jsonl")
     command.add_argument("--to", required=True, metavar="FORMAT", help=f"one of {', '.join(FORMATS)} (read alone: {', '.join(READ_ALONE)})")
     command.add_argument("--from", dest="of", metavar="FORMAT", help="the source's format; without it the first rows tell")
-    command.add_argument("--split", default="train", help="of a data set (default: train)")
+    command.add_argument("--split", default="train", help="of a data set")
     command.add_argument("--subset", help="of a data set")
     command.add_argument("--limit", type=above_zero, metavar="N", help="read the first N rows alone")
     command.add_argument("--force", action="store_true", help="replace TARGET")

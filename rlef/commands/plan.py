@@ -11,7 +11,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "plan",
         help="show what each stage needs of a GPU under each ZeRO stage, what fits, and the fastest setting that does",
-        epilog="example: rlef plan configs/wizardmath_7b.yaml --gpus 16 --gpu-memory 80 --nodes 2",
+        epilog="example: rlef plan configs/quickstart.yaml --gpus 1 --gpu-memory 24\n"
+        "example: rlef plan configs/wizardmath_7b.yaml --gpus 16 --gpu-memory 80 --nodes 2",
     )
     config_arguments(command)
     machine_arguments(command, needed=True)

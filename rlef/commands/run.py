@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reward_models.nearest import meant
 from rlef.commands.arguments import config_arguments, redo_argument
+from rlef.errors import UserError
 
 if TYPE_CHECKING:
     from rlef.config import Config
@@ -23,7 +25,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--from", dest="start", metavar="STAGE", help="redo this stage and all after it")
     command.add_argument("--only", metavar="STAGE", help="run this stage alone")
     redo_argument(command)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, commands=())  # commands: where the stage's name stood in the place of one
 
 
 def run(options: argparse.Namespace) -> int:
@@ -31,6 +33,9 @@ def run(options: argparse.Namespace) -> int:
     from rlef.load_config import load_config
 
     config = load_config(options.config, options.overrides)
+    if options.commands and options.only not in config.stages:
+        hint = meant(options.only, [*config.stages, *options.commands])
+        raise UserError(f"{options.only}: neither a command nor a stage of {options.config}{hint}", fix="`rlef --help` lists the commands")
     if len(config.launch.slots) == 1:
         return work(config, options)
     from rlef.hosts import own_rank

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import random
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from reward_models.nearest import meant
 from rlef.errors import UserError
 from rlef.load_config import read_yaml
 from rlef.records import Domain
@@ -49,7 +49,7 @@ def _mistakes(added: Mapping[str, Any]) -> list[str]:
     wrong: list[str] = []
     for domain, operations in added.items():
         if domain not in get_args(Domain):
-            wrong.append(f"{domain}: no such domain; known: {', '.join(get_args(Domain))}")
+            wrong.append(f"{domain}: no such domain{meant(domain, get_args(Domain))}; known: {', '.join(get_args(Domain))}")
         elif not isinstance(operations, dict):
             wrong.append(f"{domain}: must be a mapping from operations to templates, not {operations!r}")
         else:
@@ -99,9 +99,8 @@ def operations_to_improve(
         return [(domain, name) for domain, name in known.values() if domain in domains and name.startswith("up.")]
     for key in wanted:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
             raise UserError(
-                f"operations: the teacher has no operation {key}" + (f"; did you mean `{near[0]}`?" if near else ""),
+                f"operations: the teacher has no operation {key}{meant(key, known)}",
                 fix=f"known: {', '.join(sorted(known))}",
             )
     return [known[key] for key in dict.fromkeys(wanted)]
@@ -113,9 +112,8 @@ def check_weights(operations: Mapping[str, Sequence[str]], weights: Mapping[str,
     known = sorted(names | {name.split(".")[0] for name in names})
     for key in weights:
         if key not in known and weights[key] > 0:
-            near = difflib.get_close_matches(key, known, n=1)
             raise UserError(
-                f"evolve.weights: the teacher has no operation {key}" + (f"; did you mean `{near[0]}`?" if near else ""),
+                f"evolve.weights: the teacher has no operation {key}{meant(key, known)}",
                 fix=f"known: {', '.join(known)}",
             )
 

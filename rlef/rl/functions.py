@@ -11,7 +11,6 @@ process, for the user named it; it is known by its contents, not by those of fil
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import math
 import numbers
@@ -21,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reward_models.nearest import meant
 from reward_models.records import file_digest
 from rlef.errors import UserError
 
@@ -42,9 +42,7 @@ def check_function(key: str, file: str, name: str) -> None:
         raise UserError(f"{file}: cannot be read ({error})", fix="paths are taken from the folder you start in") from None
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     if name not in functions:
-        near = difflib.get_close_matches(name, functions, n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
-        raise UserError(f"{file}: has no function {name}{hint}", fix=f"write `{wanted}: ...` in it, not indented")
+        raise UserError(f"{file}: has no function {name}{meant(name, functions)}", fix=f"write `{wanted}: ...` in it, not indented")
     taken = functions[name].args
     most = len(taken.posonlyargs) + len(taken.args)
     least = most - len(taken.defaults)

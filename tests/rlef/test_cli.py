@@ -75,7 +75,7 @@ def test_what_it_does_not_know_ends_with_2(words):
 def test_a_number_of_gpus_is_a_whole_one_above_0(capsys, number):
     with pytest.raises(SystemExit):
         parse(["plan", "c.yaml", f"--gpus={number}", "--gpu-memory", "80"])
-    assert f"argument --gpus: {number}: give a whole number above 0" in capsys.readouterr().err
+    assert f"error: --gpus: {number}: give a whole number above 0" in capsys.readouterr().err
 
 
 def test_an_unknown_stage_is_named_with_the_nearest(write, capsys):

@@ -91,7 +91,7 @@ def test_all_mistakes_come_at_once(write):
 def test_missing_config_and_unknown_stage(write, capsys):
     assert main(["run", "nowhere.yaml"]) == 2
     assert main(["run", write(GOOD), "--only", "ppo"]) == 2
-    assert "has no stage" in capsys.readouterr().err
+    assert "no such stage" in capsys.readouterr().err
 
 
 def test_an_input_without_a_maker_is_named_before_anything_runs(write, tmp_path, capsys):
