@@ -178,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
-    from reward_models.metrics import finite
+    from reward_models.values import finite
 
     if result:  # only the first rank has something to tell
         print(json.dumps(finite(result)))
@@ -309,8 +309,8 @@ def _threshold(options: argparse.Namespace, model: Any, fixed_on: list[Any] | No
 
 
 def _show(options: argparse.Namespace, result: dict[str, Any]) -> None:
-    from reward_models.metrics import finite
     from reward_models.pages import as_text, page, tables
+    from reward_models.values import finite
 
     if options.curves:
         for table in tables(result):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -141,15 +139,6 @@ def correlation(one: Sequence[float], other: Sequence[float]) -> float:
     if len(one) < 3 or not np.std(one) or not np.std(other):
         return float("nan")
     return float(np.corrcoef(one, other)[0, 1])
-
-
-def finite(value: Any) -> Any:
-    """JSON has no NaN: what is not finite becomes null."""
-    if isinstance(value, dict):
-        return {key: finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def best_of(answers: Sequence[str | None], scores: Sequence[float]) -> str | None:

@@ -31,11 +31,11 @@ from reward_models.formats.files import Labels, read_labels
 from reward_models.instruction import Calibration, InstructionRewardModel, fit_slope, save_calibration, score_texts
 from reward_models.labels import made_ready, relabelled
 from reward_models.losses import IGNORE, cross_seed_loss, language_loss, pairwise_ranking_loss, plackett_luce_loss, step_loss
-from reward_models.metrics import finite
 from reward_models.model import language_head, load
 from reward_models.process import SETTINGS, ProcessRewardModel
 from reward_models.records import RankedList, file_digest, is_development, is_held_out
 from reward_models.trainer import CHECKPOINTS, Start, TrainOptions, fit
+from reward_models.values import finite
 
 ANCHORS = 2  # items of other seeds compared with each list
 

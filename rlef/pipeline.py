@@ -21,7 +21,6 @@ from reward_models import disk, gate
 from reward_models.client import served_digest
 from reward_models.errors import UserError as RewardModelsError
 from reward_models.nearest import meant, meant_path
-from reward_models.statistics import in_points
 from rlef import launch
 from rlef.config import (
     COMPLETED,
@@ -643,6 +642,8 @@ def _write_info(run_dir: RunDir, config: Config) -> None:
 
 def _outcomes(result: dict[str, Any]) -> list[str]:
     """Of an evaluation: a line a policy. Of an evolution that left nothing: why."""
+    from reward_models.statistics import in_points  # numpy, which `rlef check` does without
+
     lines = []
     if result.get("made") and not result.get("kept") and (rules := result.get("eliminated")):
         rule = max(rules, key=lambda one: rules[one])

@@ -21,8 +21,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from reward_models.metrics import finite
 from reward_models.records import file_digest
+from reward_models.values import finite
 from rlef.errors import UserError
 
 WHOLE_BYTES = 64 * 2**20  # a larger file outside the run is known by its size and both ends: `rlef check` answers in seconds

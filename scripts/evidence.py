@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 from evidence_tables import as_table, figures, measured
 
-from reward_models.metrics import finite
+from reward_models.values import finite
 from rlef.config import STAGE_TYPES, Config, DpoStage, PpoStage, SftStage
 from rlef.errors import UserError
 from rlef.load_config import load_config

@@ -26,10 +26,10 @@ from reward_models import checkpoints, pages
 from reward_models.charts import line_chart
 from reward_models.errors import UserError as RewardModelsError
 from reward_models.formats.files import read_labels
-from reward_models.metrics import finite
 from reward_models.process import StepScores
 from reward_models.records import RankedItem, RankedList, SteppedSolution
 from reward_models.steps import split_steps, until_answer
+from reward_models.values import finite
 from rlef import answers, cli, tables
 from rlef.charts import interval_chart
 from rlef.config import EvolveStage, ModelSection, RandomInit

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 # Each layer imports only from those before it; packages of one row are siblings.
 LAYERS = [
@@ -44,6 +46,8 @@ LAYERS = [
     {"commands"},
     {"cli", "__main__"},
 ]
+# pydantic, PyYAML and what they bring.
+SCHEMA = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection", "yaml"}
 HOMES = {
     "deepspeed": {"rlef/engines/deepspeed_engine.py", "rlef/ranks.py"},
     "vllm": {"rlef/rollout/colocated.py"},
@@ -131,3 +135,31 @@ rlef.load_config.load_config("configs/quickstart.yaml")
 print([name for name in ("torch", "transformers", "trl", "deepspeed", "vllm", "wandb", "datasets") if name in sys.modules])
 """
     assert run(code).strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "package,words,allowed",
+    [
+        ("rlef", ["--help"], set()),
+        ("rlef", ["ppo", "--help"], set()),
+        ("rlef", ["check", "configs/quickstart.yaml"], SCHEMA),
+        ("rlef", ["plan", "configs/quickstart.yaml", "--gpu-memory", "24", "--json"], SCHEMA),
+        ("reward_models", ["--help"], SCHEMA),
+        ("reward_models", ["train", "--help"], SCHEMA),
+    ],
+)
+def test_what_answers_at_once_imports_few_packages(package, words, allowed):
+    """Seconds differ from machine to machine; the packages that are imported do not."""
+    code = f"""
+import sys
+from {package}.cli import main
+try:
+    code = main({words!r})
+except SystemExit as end:
+    code = end.code
+taken = {{name.partition(".")[0] for name, module in sys.modules.items() if getattr(module, "__file__", None)}}
+print(code, *sorted(taken - set(sys.stdlib_module_names)))
+"""
+    code, *taken = run(code).splitlines()[-1].split()
+    started_with = {name for name in taken if name.startswith("_")}  # by Python itself, and __editable__ of a checkout
+    assert code == "0" and set(taken) - {"rlef", "reward_models"} - started_with <= allowed

@@ -25,12 +25,13 @@ def run(options: argparse.Namespace) -> int:
 
     from rlef import pipeline
     from rlef import plan as planner
-    from rlef.tables import plan_table
 
     config, machines = on_machines(options)
     plans = planner.plan(config, pipeline.resolve_all(config), machines)
     if options.json:
         print(json.dumps(planner.as_json(plans, machines), indent=2))
     else:
+        from rlef.tables import plan_table
+
         plan_table(plans, machines)
     return 0
