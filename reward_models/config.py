@@ -19,7 +19,7 @@ class InstructionModelConfig(BaseModel):
     """Instruction Reward Model (WizardMath, section 2.2): ranks instructions by definition, precision, integrity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    epochs: float = Field(default=1.0, gt=0)
+    epochs: float = Field(default=1.0, gt=0, description="passes over the lists")
     loss: Literal["pairwise", "listwise"] = Field(
         default="pairwise", description="Bradley-Terry over all pairs of a list, or Plackett-Luce over the list"
     )
@@ -36,7 +36,7 @@ class ProcessModelConfig(BaseModel):
     """Process-supervised Reward Model: one logit at each step end; or, with `outcome`, an Outcome-supervised one: at the solution's end."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    epochs: float = Field(default=2.0, gt=0)
+    epochs: float = Field(default=2.0, gt=0, description="passes over the solutions")
     separator: str = Field(default="<|step|>", description="special token after each step; added where the tokenizer lacks it")
     threshold: float | None = Field(
         default=None,
@@ -53,7 +53,7 @@ class ProcessModelConfig(BaseModel):
     outcome: bool = Field(
         default=False, description="an outcome reward model: the whole solution is one step, right where the row is `correct`"
     )
-    mask_after_first_error: bool = True
+    mask_after_first_error: bool = Field(default=True, description="steps after the first wrong one are not trained on")
     balance_classes: bool = Field(default=False, description="weight the two classes equally")
     language_weight: float = Field(
         default=0.0,
@@ -83,7 +83,7 @@ class ProcessForm(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    form: FormName
+    form: FormName = Field(description="one of the four above")
     separator: str | None = Field(default=None, description="what ends a step (default: ки, <extra_0> or a line break, by form)")
     right: str = Field(default="+", description="math_shepherd, rlhflow: the word for a right step")
     wrong: str = Field(default="-", description="math_shepherd, rlhflow: the word for a wrong step")

@@ -25,6 +25,8 @@ class Section(BaseModel):
 
 
 class RunSection(Section):
+    """The run as a whole."""
+
     dir: str | None = Field(default=None, description="run directory; default runs/<name of the config file>")
     seed: int = Field(default=0, ge=0, description="the one seed that all sampling, shuffling and initialisation derive from")
     keep_checkpoints: int = Field(
@@ -45,10 +47,10 @@ class RandomInit(Section):
 
     vocab_size: int = Field(default=1024, ge=300, description="upper limit of the tokenizer's vocabulary")
     hidden_size: int = Field(default=128, ge=1, description="must be heads x a head size vLLM on CPU knows: 32, 64, 80, 96, 112, 128")
-    layers: int = Field(default=4, ge=1)
-    heads: int = Field(default=4, ge=1)
-    intermediate_size: int = Field(default=384, ge=1)
-    max_positions: int = Field(default=512, ge=8)
+    layers: int = Field(default=4, ge=1, description="transformer blocks")
+    heads: int = Field(default=4, ge=1, description="attention heads of a layer")
+    intermediate_size: int = Field(default=384, ge=1, description="width of the feed-forward part")
+    max_positions: int = Field(default=512, ge=8, description="tokens of the longest text, prompt and answer together")
 
 
 class ModelSection(Section):
@@ -58,20 +60,20 @@ class ModelSection(Section):
         default=None, description="hub id, folder for from_pretrained, or package:NAME for an installed package that ships weights"
     )
     gguf_file: str | None = Field(default=None, description="file in `path`, for a GGUF checkpoint")
-    random: RandomInit | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    random: RandomInit | None = Field(default=None, description="a small model from random initialisation, e.g. {layers: 4, heads: 4}")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the policy's weights; reward models stay in float32")
     prompt_template: str = Field(default="{question}", description="the user turn; {question} is replaced")
-    system_prompt: str | None = None
+    system_prompt: str | None = Field(default=None, description="the system turn of the policy's chat; default: none")
     step_delimiter: str = Field(default="\n", min_length=1, description="what ends a step in an answer")
     answer_marker: str = Field(default="####", min_length=1, description="what stands before the final answer")
-    trust_remote_code: bool = False
+    trust_remote_code: bool = Field(default=False, description="run Python code that lies beside the policy's weights")
 
 
 class Prices(Section):
     """What an endpoint charges, USD per million tokens."""
 
-    prompt: float = Field(ge=0)
-    completion: float = Field(ge=0)
+    prompt: float = Field(ge=0, description="of what is sent")
+    completion: float = Field(ge=0, description="of what is answered")
 
     def usd(self, prompt_tokens: int, completion_tokens: int) -> float:
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
@@ -80,15 +82,18 @@ class Prices(Section):
 class TeacherSection(Section):
     """Who evolves, answers and judges."""
 
-    kind: Literal["symbolic", "hf", "openai"] = "symbolic"
+    kind: Literal["symbolic", "hf", "openai"] = Field(
+        default="symbolic",
+        description="symbolic: a program, for the embedded problems; hf: a model in this process; openai: an OpenAI-compatible server",
+    )
     model: str | None = Field(default=None, description="hf: folder or hub id (default: model.path); openai: the served model's name")
-    gguf_file: str | None = None
+    gguf_file: str | None = Field(default=None, description="hf: file in `model`, for a GGUF checkpoint")
     base_url: str | None = Field(default=None, description="openai: e.g. http://localhost:8000/v1")
     api_key_env: str = Field(
         default="OPENAI_API_KEY", description="name of the environment variable that holds the key (never the key itself)"
     )
-    temperature: float = Field(default=0.7, ge=0)
-    max_tokens: int = Field(default=512, ge=1)
+    temperature: float = Field(default=0.7, ge=0, description="of its evolutions and answers")
+    max_tokens: int = Field(default=512, ge=1, description="tokens of an answer; an answer that is cut off there is set aside")
     concurrency: int = Field(default=16, ge=1, description="requests in flight (openai)")
     batch_size: int = Field(default=32, ge=1, description="rows decoded together (hf)")
     timeout_s: float = Field(default=120.0, gt=0, description="seconds that one whole call may take (openai)")
@@ -106,11 +111,13 @@ class TeacherSection(Section):
 
 
 class TrackingSection(Section):
+    """Weights & Biases; `metrics.jsonl` in the run directory is always written."""
+
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         default="auto", description="auto: online with a key, offline without one"
     )
-    project: str = "rlef"
-    entity: str | None = None
+    project: str = Field(default="rlef", description="of W&B")
+    entity: str | None = Field(default=None, description="of W&B: user or team; default: the key's own")
     group: str | None = Field(default=None, description="default: the run directory's name")
 
 
@@ -138,7 +145,7 @@ class LaunchSection(Section):
         default=30.0, ge=5, description="seconds without a sign of life after which a machine is lost and the run ends"
     )
     deepspeed: str | None = Field(default=None, description="DeepSpeed JSON for the trained models (configs/deepspeed/)")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU where torch finds one")
     reward_device: str | None = Field(
         default=None,
         pattern=r"^(cpu|cuda:\d+)$",
@@ -238,8 +245,12 @@ class Stage(Section):
 
 
 class ProblemsStage(Stage):
+    """Seeds with solutions, and held-out problems that nothing trains on."""
+
     kind: Literal["problems"] = "problems"
-    source: Literal["symbolic", "jsonl", "datasets"] = "symbolic"
+    source: Literal["symbolic", "jsonl", "datasets"] = Field(
+        default="symbolic", description="symbolic: embedded word problems, made anew; jsonl: a file; datasets: of the hub or a saved folder"
+    )
     path: str | None = Field(default=None, description="jsonl: file; datasets: hub id or folder")
     subset: str | None = Field(default=None, description="datasets: configuration name, e.g. main")
     split: str = Field(default="train", description="datasets: split of the seeds")
@@ -285,6 +296,8 @@ class MethodStage(Stage):
 
 
 class EvolveStage(Stage):
+    """Evolution of the seeds: harder, easier and other problems, of which elimination keeps the sound ones."""
+
     kind: Literal["evolve"] = "evolve"
     problems: str | None = Field(default=None, description="input: a problems stage or folder")
     pool: str | None = Field(
@@ -295,7 +308,7 @@ class EvolveStage(Stage):
     method: str | None = Field(
         default=None, description="input: a method stage, or a folder with operations.yaml (default: nearest earlier method; none: without)"
     )
-    rounds: int = Field(default=3, ge=1)
+    rounds: int = Field(default=3, ge=1, description="times that what was kept is evolved again")
     choose: Literal["weights", "feedback"] = Field(
         default="weights",
         description="weights: operations are drawn. feedback: the policy's pass rate on a parent decides: above `band` up, below it down, "
@@ -339,6 +352,8 @@ class EvolveStage(Stage):
 
 
 class RespondStage(Stage):
+    """The teacher's answers to evolved problems, for SFT; the problems that it does not answer are practised on."""
+
     kind: Literal["respond"] = "respond"
     prompts: str | None = Field(default=None, description="input: an evolve stage or folder")
     count: int = Field(default=1000, ge=1, description="evolved problems that the teacher answers; the others stay prompts for RL")
@@ -359,12 +374,14 @@ class RespondStage(Stage):
 class TrainSettings(Stage):
     """Shared by the stages that train by gradient."""
 
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0, description="of AdamW, at its height")
     batch_size: int = Field(default=32, ge=1, description="rows per optimiser step, over all processes")
     micro_batch_size: int = Field(default=32, ge=1, description="rows per forward on one process; not part of the fingerprint")
-    warmup_ratio: float = Field(default=0.05, ge=0, le=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    warmup_ratio: float = Field(
+        default=0.05, ge=0, le=1, description="share of the optimiser steps over which the learning rate rises to it"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are scaled down to this norm")
     save_every: int | None = Field(
         default=500,
         ge=1,
@@ -374,9 +391,13 @@ class TrainSettings(Stage):
 
 
 class SftStage(TrainSettings):
+    """Supervised fine-tuning of the policy on solved seeds and on the teacher's answers, by TRL."""
+
     kind: Literal["sft"] = "sft"
     init: str | None = Field(default=None, description="input: a stage with a model, or a folder; default: the model section")
-    data: Literal["seeds", "evolved", "both"] = "both"
+    data: Literal["seeds", "evolved", "both"] = Field(
+        default="both", description="whose solutions: the seeds' own, the teacher's to evolved problems"
+    )
     max_steps: int = Field(default=1000, ge=1, description="optimiser steps at most")
     eval_every: int = Field(default=100, ge=1, description="steps between looks at the held-back tenth of the data")
     patience: int | None = Field(default=5, ge=1, description="looks without improvement before it stops; None: never stop early")
@@ -388,6 +409,8 @@ ANSWERED = (*COMPLETED, "exact")  # those that need training answers
 
 
 class LabelStage(Stage):
+    """What the reward models learn from: ranked versions of instructions (IRM) and judged steps of the policy's solutions (PRM)."""
+
     kind: Literal["label"] = "label"
     policy: str | None = Field(default=None, description="input: the stage whose model answers (default: nearest earlier sft)")
     prompts: str | None = Field(
@@ -395,7 +418,7 @@ class LabelStage(Stage):
         description="input: the respond stage whose unanswered problems are solved and judged (default: nearest; none: all evolved ones)",
     )
     lists: int = Field(default=400, ge=1, description="ranked lists for the IRM")
-    list_size: int = Field(default=6, ge=2)
+    list_size: int = Field(default=6, ge=2, description="versions of an instruction in a list")
     aspects: list[Aspect] = Field(
         default=["definition", "precision", "integrity"],
         min_length=1,
@@ -415,7 +438,7 @@ class LabelStage(Stage):
         default_factory=list, description="solutions are dealt over these in turn (default: `temperature` alone)"
     )
     balance: bool = Field(default=False, description="drop right solutions of the training split until no more are right than wrong")
-    max_tokens: int = Field(default=128, ge=1)
+    max_tokens: int = Field(default=128, ge=1, description="tokens of a solution")
     method: Literal["auto", "symbolic", "judge", "calculator", "monte_carlo", "bisection", "exact"] = Field(
         default="auto",
         description="the last four need training answers. monte_carlo: share of completions of each prefix that reach the answer; "
@@ -475,22 +498,26 @@ class RewardModelSettings(TrainSettings):
 
 
 class IrmStage(InstructionModelConfig, RewardModelSettings):
+    """The instruction reward model r_I, trained on ranked lists."""
+
     kind: Literal["irm"] = "irm"
-    init: str | None = None
-    labels: str | None = None
+    init: str | None = Field(default=None, description="input: the stage or folder whose trunk it starts from (default: nearest sft)")
+    labels: str | None = Field(default=None, description="input: a label stage, or a folder with its files (default: nearest)")
 
 
 class PrmStage(ProcessModelConfig, RewardModelSettings):
+    """The process reward model r_A, trained on judged steps."""
+
     kind: Literal["prm"] = "prm"
-    init: str | None = None
-    labels: str | None = None
+    init: str | None = Field(default=None, description="input: the stage or folder whose trunk it starts from (default: nearest sft)")
+    labels: str | None = Field(default=None, description="input: a label stage, or a folder with its files (default: nearest)")
 
 
 class OrmStage(PrmStage):
     """The outcome reward model, for ablations (`ppo: {prm: orm}`): taken in a PRM's place where it is named, or where no PRM is."""
 
     kind: Literal["orm"] = "orm"
-    outcome: Literal[True] = True
+    outcome: Literal[True] = Field(default=True, description="the whole solution is one step, right where its answer is")
 
 
 class RewardSettings(Stage):
@@ -518,7 +545,7 @@ class RewardSettings(Stage):
         description="share of the prompts, drawn by their ids, whose known answer alone is r_A, 1 or 0, and the prm is not asked (PURE, "
         "arXiv 2504.15275, has 0.1 beside a PRM; 1 is RLVR); needs use_answers, by which wrong answers to the other prompts get 0 too",
     )
-    score_batch_size: int = Field(default=128, ge=1)
+    score_batch_size: int = Field(default=128, ge=1, description="answers that a reward model scores together")
     rollout_batch_size: int = Field(default=512, ge=1, description="rows decoded together")
 
 
@@ -577,7 +604,7 @@ class PpoStage(RewardSettings):
     kind: Literal["ppo"] = "ppo"
     evolve: str | None = Field(default=None, description="input, fresh rounds: the evolve stage whose settings hold (default: nearest)")
     problems: str | None = Field(default=None, description="input, fresh rounds: the problems stage whose tests nothing may repeat")
-    iterations: int = Field(default=60, ge=1)
+    iterations: int = Field(default=60, ge=1, description="rounds of sampling and training")
     fresh_every: int | None = Field(
         default=None,
         ge=1,
@@ -588,9 +615,9 @@ class PpoStage(RewardSettings):
         default=None, ge=1, description="evolutions of a fresh round (default: as many as it has prompts to give)"
     )
     prompts_per_iteration: int = Field(default=64, ge=1, description="over all processes")
-    samples_per_prompt: int = Field(default=8, ge=1)
-    temperature: float = Field(default=1.0, gt=0)
-    rollout: RolloutSection = RolloutSection()
+    samples_per_prompt: int = Field(default=8, ge=1, description="answers to a prompt")
+    temperature: float = Field(default=1.0, gt=0, description="of the samples")
+    rollout: RolloutSection = Field(default=RolloutSection(), description="where it samples; default: in the trainer's process")
     reward_mode: Literal["min_terminal", "running_min_delta", "step_sum", "step_clip", "step_delta", "soft_min"] = Field(
         default="running_min_delta",
         description="min_terminal: as the paper; running_min_delta: same total, credit at each step; for comparison step_sum "
@@ -608,19 +635,19 @@ class PpoStage(RewardSettings):
         default=None, gt=0, description="nats an answer to which beta is steered after each iteration (Ziegler et al.); None: beta stays"
     )
     kl_horizon: int = Field(default=10_000, ge=1, description="answers over which beta changes by at most a fifth")
-    gamma: float = Field(default=1.0, gt=0, le=1)
-    lam: float = Field(default=0.95, ge=0, le=1)
-    epochs: int = Field(default=1, ge=1)
+    gamma: float = Field(default=1.0, gt=0, le=1, description="discount a token")
+    lam: float = Field(default=0.95, ge=0, le=1, description="lambda of GAE")
+    epochs: int = Field(default=1, ge=1, description="passes over an iteration's answers")
     minibatches: int = Field(default=4, ge=1, description="optimiser steps an epoch")
     micro_batch_size: int = Field(default=128, ge=1, description="rows per forward; not part of the fingerprint")
     share_prompts: bool = Field(
         default=False,
         description="train on one sequence a prompt with all its answers: less work where prompts are long; sdpa or eager attention",
     )
-    clip_range: float = Field(default=0.2, gt=0)
+    clip_range: float = Field(default=0.2, gt=0, description="how far the ratio of new to old probability may leave 1")
     clip_range_high: float | None = Field(default=None, gt=0, description="upper clip range (clip-higher, DAPO: 0.28); None: clip_range")
     dual_clip: float | None = Field(default=3.0, gt=1, description="cap on the ratio for negative advantages; None: off")
-    value_clip: float | None = Field(default=None, gt=0)
+    value_clip: float | None = Field(default=None, gt=0, description="how far a value may move before its loss stops falling; None: freely")
     entropy_coef: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
     loss_mean: Literal["token", "sequence", "constant"] = Field(
         default="token",
@@ -640,8 +667,8 @@ class PpoStage(RewardSettings):
     target_kl: float | None = Field(
         default=0.05, gt=0, description="an optimiser step whose approx_kl would exceed 1.5 times this ends the iteration; None: off"
     )
-    policy_lr: float = Field(default=5e-5, gt=0)
-    critic_lr: float = Field(default=5e-4, gt=0)
+    policy_lr: float = Field(default=5e-5, gt=0, description="learning rate of the policy")
+    critic_lr: float = Field(default=5e-4, gt=0, description="learning rate of the critic")
     critic_init: Literal["policy", "prm"] = Field(
         default="policy", description="whose trunk the critic starts from; its head starts at zero. prm: needs the policy's tokenizer"
     )
@@ -660,13 +687,13 @@ class PpoStage(RewardSettings):
     bf16: bool = Field(default=False, description="products in bfloat16, when sampling too; losses, weights and optimiser stay in fp32")
     lr_warmup: int = Field(default=5, ge=0, description="optimiser steps of linear warm-up")
     lr_decay: bool = Field(default=False, description="the policy's learning rate falls linearly to 0 at the last optimiser step")
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are scaled down to this norm")
     gradient_checkpointing: bool = Field(default=False, description="less memory, more time; not part of the fingerprint")
     save_every: int = Field(default=10, ge=1, description="iterations between checkpoints; not part of the fingerprint")
     profile: bool = Field(
         default=False, description="write trace.json.gz, the operations of one iteration, for Perfetto; not part of the fingerprint"
     )
-    whiten_advantages: bool = True
+    whiten_advantages: bool = Field(default=True, description="mean 0 and variance 1 over the tokens of an iteration")
     average: float | None = Field(
         default=None,
         gt=0,
@@ -682,10 +709,12 @@ class PpoStage(RewardSettings):
 
 
 class DpoStage(RewardSettings, TrainSettings):
+    """DPO on pairs of the policy's own answers, chosen by the same reward; trained by TRL."""
+
     kind: Literal["dpo"] = "dpo"
     count: int = Field(default=1500, ge=1, description="prompts sampled a round")
-    samples_per_prompt: int = Field(default=8, ge=2)
-    temperature: float = Field(default=1.0, gt=0)
+    samples_per_prompt: int = Field(default=8, ge=2, description="answers to a prompt, of which a pair is made")
+    temperature: float = Field(default=1.0, gt=0, description="of the samples")
     rounds: int = Field(
         default=1, ge=1, description="times that the policy as it then is answers the next `count` prompts and is trained on the pairs"
     )
@@ -718,10 +747,10 @@ class GrpoStage(RewardSettings):
     """Policy gradient without a critic: an answer is measured against the others to its prompt. Loss and optimiser are TRL's."""
 
     kind: Literal["grpo"] = "grpo"
-    iterations: int = Field(default=60, ge=1)
+    iterations: int = Field(default=60, ge=1, description="rounds of sampling and training")
     prompts_per_iteration: int = Field(default=64, ge=1, description="over all processes")
     samples_per_prompt: int = Field(default=8, ge=2, description="the group")
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, description="of the samples")
     form: Literal["outcome", "process"] = Field(
         default="outcome",
         description="outcome: r_I * r_A of the whole answer. process: r_I * p_k of each step, and a token has the sum of those still to "
@@ -748,11 +777,11 @@ class GrpoStage(RewardSettings):
     epochs: int = Field(default=1, ge=1, description="passes over an iteration's answers")
     minibatches: int = Field(default=4, ge=1, description="optimiser steps an epoch")
     micro_batch_size: int = Field(default=128, ge=1, description="rows per forward on one process; not part of the fingerprint")
-    learning_rate: float = Field(default=5e-5, gt=0)
+    learning_rate: float = Field(default=5e-5, gt=0, description="of AdamW, at its height")
     lr_warmup: int = Field(default=5, ge=0, description="optimiser steps of linear warm-up")
     lr_decay: bool = Field(default=False, description="the learning rate falls linearly to 0 at the last optimiser step")
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are scaled down to this norm")
     gradient_checkpointing: bool = Field(default=False, description="less memory, more time; not part of the fingerprint")
 
     @property
@@ -770,27 +799,31 @@ class RftStage(RewardSettings, TrainSettings):
     """Best-of-n distillation: the baseline of PPO and DPO by the same rewards and samples."""
 
     kind: Literal["rft"] = "rft"
-    count: int = Field(default=1500, ge=1)
-    samples_per_prompt: int = Field(default=8, ge=2)
-    temperature: float = Field(default=1.0, gt=0)
-    min_reward: float = Field(default=0.5, ge=0, le=1)
-    epochs: float = Field(default=1.0, gt=0)
+    count: int = Field(default=1500, ge=1, description="prompts sampled")
+    samples_per_prompt: int = Field(default=8, ge=2, description="answers to a prompt, of which the best is imitated")
+    temperature: float = Field(default=1.0, gt=0, description="of the samples")
+    min_reward: float = Field(default=0.5, ge=0, le=1, description="least r_A of an answer that is imitated")
+    epochs: float = Field(default=1.0, gt=0, description="passes over the chosen answers")
 
 
 class EvaluateStage(Stage):
+    """Held-out accuracy of every policy: greedy, by votes, best of k by the reward, each with its interval."""
+
     kind: Literal["evaluate"] = "evaluate"
     path: str | None = Field(default=None, description="JSONL of held-out problems; default: the problems stage's held-out file")
     policies: tuple[str, ...] | None = Field(
         default=None, description="stages to compare; default: base (if any) and every stage with a policy"
     )
     gain_over: str = Field(default="sft", description="the policy that gains are measured against")
-    prm: RewardSource = None
+    prm: RewardSource = Field(
+        default=None, description="input: weighs votes and picks the best of k (default: nearest prm, else orm; none: without)"
+    )
     count: int = Field(default=400, ge=1, description="held-out problems, greedy")
     vote_count: int = Field(default=100, ge=0, description="the first of them, k samples each")
-    k: int = Field(default=8, ge=1)
-    temperature: float = Field(default=1.0, gt=0)
-    max_tokens: int = Field(default=128, ge=1)
-    batch_size: int = Field(default=512, ge=1)
+    k: int = Field(default=8, ge=1, description="samples of a problem")
+    temperature: float = Field(default=1.0, gt=0, description="of these samples")
+    max_tokens: int = Field(default=128, ge=1, description="tokens of an answer")
+    batch_size: int = Field(default=512, ge=1, description="rows decoded together")
     servers: dict[str, str] = Field(
         default_factory=dict,
         description="policy -> address of a vLLM server that holds it, e.g. {ppo: http://localhost:8000/v1}; others sample in this process",
@@ -798,6 +831,8 @@ class EvaluateStage(Stage):
 
 
 class ReportStage(Stage):
+    """report.html of the whole run."""
+
     kind: Literal["report"] = "report"
 
 

@@ -117,7 +117,10 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
     except ValidationError as error:
         lines = [line for one in error.errors() for line in _explain(one)]
     if lines:
-        raise UserError(f"{source}: {len(lines)} mistake(s)\n" + "\n".join(f"  - {line}" for line in lines), fix="mend these keys")
+        raise UserError(
+            f"{source}: {len(lines)} mistake(s)\n" + "\n".join(f"  - {line}" for line in lines),
+            fix="mend these keys; configs/README.md has them all",
+        )
     return config
 
 
