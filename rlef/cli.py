@@ -12,10 +12,11 @@ from reward_models.errors import UserError as RewardModelsError
 from reward_models.nearest import meant
 from reward_models.terminal import inert
 from rlef import __version__
-from rlef.commands import check, convert, doctor, plan, report, run, stage
+from rlef.commands import check, convert, doctor, init, plan, report, run, stage
 from rlef.errors import UserError
 
 COMMANDS = (
+    init,
     run,
     check,
     plan,

@@ -36,6 +36,7 @@ LAYERS = [
         "needs",
         "plan",
         "tables",
+        "starter",
     },
     {"models"},
     {"rollout", "engines"},
