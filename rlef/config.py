@@ -111,14 +111,24 @@ class TeacherSection(Section):
 
 
 class TrackingSection(Section):
-    """Weights & Biases; `metrics.jsonl` in the run directory is always written."""
+    """Where figures go; `metrics.jsonl` in the run directory is always written."""
 
+    backends: tuple[Literal["wandb", "tensorboard", "trackio"], ...] = Field(
+        default=("wandb",), description="where figures go beside metrics.jsonl, e.g. [wandb, tensorboard]; [] for nowhere"
+    )
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         default="auto", description="auto: online with a key, offline without one"
     )
     project: str = Field(default="rlef", description="of W&B")
     entity: str | None = Field(default=None, description="of W&B: user or team; default: the key's own")
     group: str | None = Field(default=None, description="default: the run directory's name")
+    artifact_mb: float | None = Field(
+        default=64.0,
+        ge=0,
+        description="a stage's files up to so many MB each are uploaded with its W&B artifact, larger ones are references to where they "
+        "lie, with their digests; 0: references alone; null: no artifacts",
+    )
+    sweep_stage: str = Field(default="evaluate", description="in a W&B sweep: the stage whose figures it compares")
 
 
 class LaunchSection(Section):
@@ -1034,7 +1044,7 @@ class Config(Section):
 OF_A_SOURCE = ("path", "subset", "held_out_path", "held_out_split", "skip_broken_lines", "domain")  # of JSONL and data sets alone
 SMOOTHED = ("cdpo", "robust")  # losses of DPO that read label_smoothing
 WITHOUT_MODEL = frozenset({"problems", "method", "evolve", "respond", "report"})
-RESERVED = frozenset({"base", "none", "superseded", "wandb", "run", "model", "teacher", "tracking", "launch", "stages"})
+RESERVED = frozenset({"base", "none", "superseded", "wandb", "tensorboard", "run", "model", "teacher", "tracking", "launch", "stages"})
 HEAD_SIZES = (32, 64, 80, 96, 112, 128)  # that vLLM's CPU attention knows
 
 

@@ -18,6 +18,7 @@ from reward_models.ranks import announce_one_rank, free_port
 from rlef.children import SAVE_S, Child, ChildFailed, result_of, write_job
 from rlef.config import Config, LaunchSection, addresses
 from rlef.errors import UserError
+from rlef.lineage import alias, inputs_of, output_of
 from rlef.run_dir import RunDir, write_json
 from rlef.stages.context import StageContext
 from rlef.tracking import Tracker
@@ -104,7 +105,8 @@ def call(
                 exclude={"server": True, "servers": True, "rollout": {"server"}}
                 | {key: True for key in ("irm", "prm") if addresses(getattr(stage, key, None))},
             ),
-            "inputs": inputs,
+            "inputs": inputs_of(run, name, inputs),
+            "fingerprint": alias(run.interrupted(name) or {}),
         }
         tracker = Tracker.open(name, stage.kind, run.root, config.tracking, parameters, run_id=info["wandb"].get(name))
         if tracker.wandb_id:
@@ -116,7 +118,9 @@ def call(
     try:
         context = StageContext(name, config, stage, {key: Path(value) for key, value in inputs.items()}, folder, tracker, run.journal_file)
         result = getattr(importlib.import_module(module), attribute)(context)
-        tracker.summary(result)
+        tracker.summary({stage.kind: result})
+        if tracker.backends:
+            tracker.artifact(output_of(run, name, stage.kind, result))
         return result
     finally:
         tracker.close()

@@ -190,7 +190,7 @@ class RunDir:
         if {file.name for file in folder.iterdir()} <= {"started.json", "job.json", ERROR, FAILURE}:
             shutil.rmtree(folder)
             # journal.sqlite is not among them: what was paid for stays.
-            if {file.name for file in self.root.iterdir()} <= {".lock", "config.yaml", "run.json", "metrics.jsonl", "wandb"}:
+            if {file.name for file in self.root.iterdir()} <= {".lock", "config.yaml", "run.json", "metrics.jsonl", "wandb", "tensorboard"}:
                 shutil.rmtree(self.root)
 
     def missing_files(self, name: str) -> list[str]:

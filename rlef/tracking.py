@@ -1,4 +1,4 @@
-"""Metrics, tables and progress of a stage: metrics.jsonl always, W&B where the config wants it, bars with time left on the terminal.
+"""Metrics, tables and progress of a stage: metrics.jsonl always, W&B and others where the config wants it, bars with time left.
 
 All stages log into the run's one metrics.jsonl. A checkpoint keeps its stage's rows, a finished stage does in its folder, and from there
 they are put back: what a kill cut off, or what was logged after the checkpoint that a stage goes on from, is never read.
@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,16 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from rlef.config import TrackingSection
-from rlef.errors import UserError
 from rlef.run_dir import METRICS
+from rlef.trackers import tensorboard, trackio, wandb
+from rlef.trackers.base import Artifact, Backend, Start
+
+ALERT = "alert"  # in a row of metrics.jsonl: its name, beside `message`
 
 
 class Tracker:
     """One stage's tracker. Only the main process logs."""
 
-    def __init__(self, stage: str, file: Path | None, wandb_run: Any = None, *, quiet: bool = False) -> None:
-        self.stage, self.file, self.wandb_run, self.quiet = stage, file, wandb_run, quiet
-        self.behind = wandb_run is not None and wandb_run.offline  # W&B: a run that goes on offline begins with the rows it has
+    def __init__(self, stage: str, file: Path | None, backends: Sequence[Backend] = (), *, quiet: bool = False) -> None:
+        self.stage, self.file, self.backends, self.quiet = stage, file, backends, quiet
+        self.behind = bool(backends)  # a stage that goes on begins with the rows it has
+        self.rows, self.step = 0, 0  # logged so far, and the last one's step
         self.bars: Any = None  # the terminal takes one display at a time: bars within bars share it
 
     @classmethod
@@ -39,23 +41,33 @@ class Tracker:
     def open(
         cls, stage: str, kind: str, root: Path, settings: TrackingSection, parameters: dict[str, Any], *, run_id: str | None
     ) -> Tracker:
-        """Start tracking a stage of the run in `root`. A W&B run that was asked for and cannot start is an error now, not at the end."""
-        return cls(stage, root / METRICS, _start_wandb(stage, kind, root, settings, parameters, run_id))
+        """Start tracking a stage of the run in `root`. What was asked for and cannot start is an error now, not at the end."""
+        return cls(stage, root / METRICS, _backends(Start(stage, kind, root, settings, parameters, run_id)))
 
     @property
     def wandb_id(self) -> str | None:
-        return self.wandb_run.id if self.wandb_run is not None else None
+        return next((backend.id for backend in self.backends if isinstance(backend, wandb.WandbRun)), None)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """One row at `step`. Values that are not finite are written as null: JSON has no NaN."""
         self._catch_up()
         clean = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+        self._write(clean, step)
+        self._send(clean, step)
+
+    def _write(self, values: Mapping[str, Any], step: int) -> None:
         if self.file is not None:
-            row = {"stage": self.stage, "step": step, "time": round(time.time(), 3)} | clean
+            row = {"stage": self.stage, "step": step, "time": round(time.time(), 3), **values}
             with self.file.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(row) + "\n")
-        if self.wandb_run is not None:
-            self.wandb_run.log({name: value for name, value in clean.items() if value is not None} | {"global_step": step})
+
+    def _send(self, row: Mapping[str, float | None], step: int) -> None:
+        """To each service what it has not: one that goes on under its id keeps what an earlier start told it."""
+        numbers = {name: value for name, value in row.items() if value is not None}
+        for backend in self.backends:
+            if self.rows >= backend.have:
+                backend.log(numbers, step)
+        self.rows, self.step = self.rows + 1, step
 
     def keep(self, folder: Path) -> None:
         """Copy this stage's rows into `folder`, from where `restore` puts them back."""
@@ -70,39 +82,52 @@ class Tracker:
         _write(self.file, [*(line for stage, line in _rows(self.file) if stage != self.stage), *kept])
 
     def _catch_up(self) -> None:
-        """Give W&B the rows of an earlier start, once."""
+        """Give the services the rows and alerts of an earlier start, once."""
         if not self.behind or self.file is None:
             return
         self.behind = False
         for row in (json.loads(line) for stage, line in _rows(self.file) if stage == self.stage):
-            numbers = {name: value for name, value in row.items() if isinstance(value, float) and name != "time"}
-            self.wandb_run.log(numbers | {"global_step": row["step"]})
+            if ALERT in row:
+                for backend in self.backends:
+                    if backend.have == 0:
+                        backend.alert(self._title(row[ALERT]), row["message"], row["step"])
+            else:
+                self._send({name: value for name, value in row.items() if isinstance(value, float) and name != "time"}, row["step"])
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table for W&B; files keep the full rows."""
-        if self.wandb_run is not None:
-            import wandb
-
-            self.wandb_run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+        """A table for the services; files keep the full rows."""
+        self._catch_up()
+        for backend in self.backends:
+            backend.table(name, columns, rows, self.step)
 
     def alert(self, name: str, message: str) -> None:
-        """Tell the user now, here and in W&B."""
+        """Tell the user now, here and in the services, and leave a row without figures. It is of the last row's step: log that first."""
+        self._catch_up()
         if self.file is not None:
             print(f"  alarm: {message}", file=sys.stderr, flush=True)
-        if self.wandb_run is not None:
-            self.wandb_run.alert(title=f"{self.stage}: {name.replace('_', ' ')}", text=message)
+        self._write({ALERT: name, "message": message}, self.step)
+        for backend in self.backends:
+            backend.alert(self._title(name), message, self.step)
+
+    def _title(self, name: str) -> str:
+        return f"{self.stage}: {name.replace('_', ' ')}"
 
     def plot(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
-        """A line for W&B, of the second column over the first."""
-        if self.wandb_run is not None:
-            import wandb
+        """A line for the services, of the second column over the first."""
+        self._catch_up()
+        for backend in self.backends:
+            backend.plot(name, columns, rows, self.step)
 
-            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-            self.wandb_run.log({name: wandb.plot.line(table, columns[0], columns[1], title=name)})
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Figures of the whole stage, however deep they lie: {"evaluate": {"ppo": {"pass@1": 0.5}}} is evaluate/ppo/pass@1."""
+        for backend in self.backends:
+            backend.summary(dict(_flat(values)))
 
-    def summary(self, values: dict[str, Any]) -> None:
-        if self.wandb_run is not None:
-            self.wandb_run.summary.update(values)
+    def artifact(self, artifact: Artifact) -> None:
+        """What the stage leaves, for services that keep it."""
+        self._catch_up()
+        for backend in self.backends:
+            backend.artifact(artifact)
 
     @contextlib.contextmanager
     def progress(self, description: str, total: int, *, done: int = 0) -> Iterator[Callable[..., None]]:
@@ -179,8 +204,8 @@ class Tracker:
 
     def close(self) -> None:
         self._catch_up()
-        if self.wandb_run is not None:
-            self.wandb_run.finish()
+        for backend in self.backends:
+            backend.finish()
 
 
 def _named(prefix: str, name: str) -> str:
@@ -245,33 +270,21 @@ def _lines(description: str, total: int, before: int, every: float = 20.0) -> Ca
     return advance
 
 
-def _start_wandb(stage: str, kind: str, root: Path, settings: TrackingSection, parameters: dict[str, Any], run_id: str | None) -> Any:
-    mode = settings.wandb
-    if mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
-        return None
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
-    import wandb
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", value
 
-    if mode == "offline" and run_id is not None:
-        for cut_off in (root / "wandb").glob(f"offline-run-*-{run_id}"):
-            # A second folder of one run would be uploaded beside it; what it held is logged again.
-            shutil.rmtree(cut_off, ignore_errors=True)
-    try:
-        run = wandb.init(
-            project=settings.project,
-            entity=settings.entity,
-            group=settings.group or root.name,
-            job_type=kind,
-            name=f"{root.name}/{stage}",
-            id=run_id,
-            resume="allow" if run_id and mode == "online" else None,
-            dir=str(root),
-            mode=mode,  # type: ignore[arg-type]
-            config=parameters,
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=mode == "offline"),
-        )
-    except wandb.Error as error:
-        raise UserError(f"W&B cannot start ({mode}): {error}", fix="check WANDB_API_KEY, or set tracking.wandb=offline") from None
-    run.define_metric("*", step_metric="global_step")
-    return run
+
+def _backends(one: Start) -> list[Backend]:
+    """The services that the config names; each is imported where it is."""
+    made: list[Backend] = []
+    if "wandb" in one.settings.backends and (run := wandb.start(one)) is not None:
+        made.append(run)
+    if "tensorboard" in one.settings.backends:
+        made.append(tensorboard.start(one))
+    if "trackio" in one.settings.backends:
+        made.append(trackio.start(one))
+    return made

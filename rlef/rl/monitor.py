@@ -161,6 +161,7 @@ RULES = {
         "r_A has risen by 0.15 more than the share of right answers: the policy learns the reward model's mistakes",
     ),
     "kl": Rule("ppo/kl_per_token", lambda _, now: not -0.02 <= now <= 0.5, "far from the reference, or under it, which no sampling gives"),
+    "collapse": Rule("ppo/entropy", lambda first, now: now < 0.2 * first, "the policy is five times surer of its tokens than at the start"),
     "sampler": Rule("rollout/logprob_gap", lambda _, now: now > 0.1, "the sampler is not the policy that is trained; see correction"),
     "not_finite": Rule("optim/skipped_steps", lambda _, now: now > 0, "gradients were not finite and steps were skipped"),
 }

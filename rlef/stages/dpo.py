@@ -25,6 +25,7 @@ from rlef.stages.context import StageContext
 from rlef.stages.sampled import ScoredSampler
 
 STAGE_VERSION = 1
+SHOWN = 64  # rows of the table for W&B
 
 
 class PairRow(BaseModel):
@@ -61,7 +62,10 @@ def run(ctx: StageContext) -> dict:
         rounds.append(folder)
         results.append(json.loads((folder / "result.json").read_text()))
     if dist.is_main():
-        write_jsonl(ctx.folder / "pairs.jsonl", [row for folder in rounds for row in read_jsonl(folder / "pairs.jsonl", PairRow)])
+        pairs = [row for folder in rounds for row in read_jsonl(folder / "pairs.jsonl", PairRow)]
+        write_jsonl(ctx.folder / "pairs.jsonl", pairs)
+        columns = ("round", "question", "chosen", "rejected", "chosen_reward", "rejected_reward")
+        ctx.tracker.table("pairs", columns, [[getattr(row, column) for column in columns] for row in pairs[:SHOWN]])
         if not over:
             (rounds[-1] / "model").rename(ctx.folder / "model")
     dist.barrier()

@@ -69,7 +69,8 @@ def run(ctx: StageContext) -> dict:
                 gain = paired_difference([row.right for row in rows], [row.right for row in base])
                 results[policy]["gain"] = {"over": settings.gain_over} | gain
     write_json(ctx.folder / "results.json", results)
-    ctx.tracker.table("evaluation", ["policy", "pass@1"], [[policy, row["pass@1"]] for policy, row in results.items()])
+    rows = [[policy, row["n"], row["pass@1"], *row["ci95"], row.get("gain", {}).get("mean")] for policy, row in results.items()]
+    ctx.tracker.table("evaluation", ("policy", "n", "pass@1", "low", "high", f"gain over {settings.gain_over}"), rows)
     return results
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ STAGE_VERSION = 3
 CHUNK = 64  # parents a call of the teacher, for the progress bar
 ENDPOINT_CHUNK = 4  # the same where children are judged while others are still being written; it changes no request
 OUTSIDE = "outside_band"
+SHOWN = 200  # rows of the table for W&B
 
 
 def run(ctx: StageContext) -> dict:
@@ -98,10 +99,7 @@ def _evolve(ctx: StageContext, teacher: Teacher) -> dict:
     write_jsonl(ctx.folder / "eliminated.jsonl", sieve.eliminated)
     write_jsonl(ctx.folder / "contamination.jsonl", sieve.leaks)
     depths = Counter(problem.depth for problem in kept if problem.depth is not None)
-    ctx.tracker.table(
-        "evolved", ["operation", "round", "question"],
-        [[problem.lineage.operation, problem.lineage.round, problem.question] for problem in kept[:200] if problem.lineage],
-    )  # fmt: skip
+    log_evolved(ctx, kept, pool)
     return {
         "made": made,
         "kept": len(kept),
@@ -112,6 +110,17 @@ def _evolve(ctx: StageContext, teacher: Teacher) -> dict:
         "flawed": sum(problem.answer is None for problem in kept) / max(1, len(kept)) if teacher.name == "symbolic" else None,
         "rounds": curve,
     }
+
+
+def log_evolved(ctx: StageContext, kept: Sequence[Problem], pool: Sequence[Problem]) -> None:
+    """The kept instructions beside their parents, as many of each round."""
+    questions = {problem.id: problem.question for problem in pool}
+    rounds: dict[int, list[list]] = defaultdict(list)
+    for one in kept:
+        if (made := one.lineage) is not None:
+            rounds[made.round].append([made.round, made.operation, questions.get(made.parent), one.question, one.depth, one.pass_rate])
+    shown = [row for rows in rounds.values() for row in rows[: SHOWN // len(rounds)]]
+    ctx.tracker.table("evolved", ("round", "operation", "parent", "evolved", "depth", "pass_rate"), shown)
 
 
 def read_pool(folder: Path) -> list[Problem]:

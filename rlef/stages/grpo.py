@@ -20,6 +20,7 @@ from rlef.records import write_jsonl
 from rlef.rl.groups import deviation, relative, rewards_of, to_come
 from rlef.rl.monitor import Alarms, sample_metrics
 from rlef.rl.sampling import Sample, as_rollout, load_reward, read_prompts, sample_answers, score_answers, take_prompts
+from rlef.rl.shown import log_samples
 from rlef.rollout.base import SamplingParams
 from rlef.rollout.hf import HFGenerator
 from rlef.run_dir import CHECKPOINTS
@@ -55,9 +56,10 @@ class Practice:
         answers = sample_answers(generator, chosen, settings.samples_per_prompt, self.params, seed=ctx.seed, iteration=iteration)
         self.samples = score_answers(self.reward, answers)
         metrics = sample_metrics(self.samples)
-        for name, message in self.alarms.raised(iteration + 1, metrics).items():
-            ctx.tracker.alert(name, message)
+        raised = self.alarms.raised(iteration + 1, metrics)
         ctx.tracker.log(metrics, iteration + 1)
+        for name, message in raised.items():
+            ctx.tracker.alert(name, message)
         return self.samples
 
     def advantages(self) -> list[list[float]]:
@@ -113,6 +115,7 @@ def run(ctx: StageContext) -> dict:
     if dist.is_main():
         rollouts = [as_rollout(sample, settings.iterations) for sample in practice.samples[:KEPT_ROLLOUTS]]
         write_jsonl(ctx.folder / "rollouts.jsonl", rollouts)
+        log_samples(ctx.tracker, practice.samples)
         trained.save_pretrained(ctx.folder / "model", state_dict=weights)
         tokenizer.save_pretrained(ctx.folder / "model")
     dist.barrier()

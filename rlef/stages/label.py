@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlef.evolution.teachers import account, teaching
 from rlef.records import Problem, read_jsonl, write_jsonl
 from rlef.stages.context import StageContext
-from rlef.stages.rankings import rank
+from rlef.stages.rankings import log_ranked, rank
 from rlef.stages.shards import Shards
 from rlef.stages.step_labels import judge
 
@@ -26,6 +26,7 @@ def run(ctx: StageContext) -> dict:
         return {}
     write_jsonl(ctx.folder / "rankings.jsonl", lists)
     write_jsonl(ctx.folder / "steps.jsonl", steps)
+    log_ranked(ctx, lists, seeds + evolved)
     judged = [label for row in steps for label in row.labels if label is not None]
     return {
         "lists": len(lists),

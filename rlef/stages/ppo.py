@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from rlef.rl.monitor import Alarms, is_exact, rollout_metrics
 from rlef.rl.policy import products
 from rlef.rl.reward import length_penalty, place_rewards
 from rlef.rl.sampling import Prompt, Sample, as_rollout, load_reward, read_prompts, sample_answers, score_answers, take_prompts
+from rlef.rl.shown import log_samples
 from rlef.rl.trace import Trace
 from rlef.rl.update import fill, update
 from rlef.rl.utilisation import Multiplied, matmul_rate
@@ -173,10 +173,6 @@ def run(ctx: StageContext) -> dict:
                     "was skipped, and the weights are those from before",
                     fix=f"lower {ctx.name}.policy_lr and critic_lr, or leave bf16 out; checkpoints in {ctx.folder / CHECKPOINTS} are whole",
                 )
-            if unjudged:
-                ctx.tracker.alert("unjudged", f"iteration {iteration + 1}: no answer could be judged, and nothing was learned from it")
-            for name, message in alarms.raised(iteration + 1, metrics).items():
-                ctx.tracker.alert(name, message)
             seconds = sum(times.values())
             metrics["perf/tokens_per_second"] = metrics["rollout/tokens"] / seconds
             metrics["perf/samples_per_second"] = settings.prompts_per_iteration * settings.samples_per_prompt / seconds
@@ -186,7 +182,12 @@ def run(ctx: StageContext) -> dict:
             metrics["perf/update_tokens_per_second"] = metrics["optim/tokens"] / times["time/update"]
             if rate is not None:
                 metrics["perf/mfu"] = operations / (times["time/update"] * rate * dist.world())
+            raised = alarms.raised(iteration + 1, metrics)
             ctx.tracker.log(metrics, iteration + 1)
+            if unjudged:
+                ctx.tracker.alert("unjudged", f"iteration {iteration + 1}: no answer could be judged, and nothing was learned from it")
+            for name, message in raised.items():
+                ctx.tracker.alert(name, message)
             advance(1, reward=metrics["reward/total"], kl=metrics["ppo/kl"], length=metrics["rollout/length"])
             last = samples
             stop = dist.any_rank(stopping.asked())
@@ -197,7 +198,7 @@ def run(ctx: StageContext) -> dict:
 
     if dist.is_main():
         write_jsonl(ctx.folder / "rollouts.jsonl", [as_rollout(sample, settings.iterations) for sample in last[:KEPT_ROLLOUTS]])
-        ctx.tracker.table("rollouts", *_table(last[:KEPT_ROLLOUTS]))
+        log_samples(ctx.tracker, last)
     if average is not None:
         average.put_into(actors.policy.engine.module)
     actors.save(ctx.folder)
@@ -284,18 +285,3 @@ class Checkpoints:
         self.alarms.load(state["alarms"])
         self.ctx.tracker.restore(folder)
         return int(state["iteration"]), float(state["kl_coef"]), int(state["unjudged"])
-
-
-def _table(samples: Sequence[Sample]) -> tuple[list[str], list[list]]:
-    names = ["question", "text", "step_scores", "instruction", "answer", "total"]
-    return names, [
-        [
-            sample.prompt.problem.question,
-            sample.score.text,
-            " ".join(f"{value:.2f}" for value in sample.score.step_scores),
-            sample.score.instruction,
-            sample.score.answer,
-            sample.score.total,
-        ]
-        for sample in samples
-    ]

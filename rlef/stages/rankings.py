@@ -99,3 +99,16 @@ def _trust(ctx: StageContext, lists: Sequence[Ranked]) -> dict[str, Any]:
     numbers = {name: value for name, value in trust.items() if not isinstance(value, list)}
     ctx.tracker.log({f"label/{name}": math.nan if value is None else value for name, value in numbers.items()}, len(lists))
     return trust
+
+
+def log_ranked(ctx: StageContext, lists: Sequence[RankedList], pool: Sequence[Problem], most: int = 40) -> None:
+    """The first lists, a row a version: what it was made from, by which operation, its rank and why."""
+    made_from = {problem.id: problem for problem in pool}
+    rows = []
+    for ranked in lists[:most]:
+        parent = made_from[ranked.seed_id]
+        operation = parent.lineage.operation if parent.lineage is not None else "seed"
+        for item in ranked.items:
+            scores = " ".join(f"{name} {value:.2f}" for name, value in item.scores.items())
+            rows.append([parent.question, operation, item.rank, item.text, scores, item.kind, ranked.split])
+    ctx.tracker.table("ranked", ("instruction", "operation", "rank", "version", "scores", "flaw", "split"), rows)

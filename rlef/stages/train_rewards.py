@@ -71,7 +71,6 @@ def _options(ctx: StageContext, settings: RewardModelSettings) -> TrainOptions:
 
 
 def _logged(ctx: StageContext, prefix: str, result: dict[str, Any]) -> dict:
-    ctx.tracker.summary({f"{prefix}/{name}": value for name, value in result.items() if isinstance(value, int | float)})
     if "confusion" in result:
         rows = [[truth, *(result["confusion"][f"{truth}_called_{called}"] for called in SIDES)] for truth in SIDES]
         ctx.tracker.table(f"{prefix}/confusion", ["steps that are", *(f"called {called}" for called in SIDES)], rows)

@@ -1,0 +1,1 @@
+"""Where figures go beside metrics.jsonl: one file a service."""
