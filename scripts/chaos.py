@@ -42,6 +42,7 @@ from rlef import children, prompts
 from rlef.rollout.journal import answer_digest
 from rlef.run_dir import RunDir, digest, write_json
 from rlef.teacher import QUALITIES
+from rlef.trackers import wandb_records
 
 MODEL = {"random": {"vocab_size": 512, "hidden_size": 64, "layers": 2, "heads": 2, "intermediate_size": 128, "max_positions": 256}}
 ROLLOUTS = {"prompts_per_iteration": 4, "samples_per_prompt": 2, "minibatches": 2, "max_tokens": 48}
@@ -398,39 +399,10 @@ def wandb_differences(folder: Path) -> list[str]:
             found.append(f"W&B: {len(files)} folders of {stage}")
             continue
         want = [{key: value for key, value in row.items() if isinstance(value, float)} for row in metrics(folder).get(stage, [])]
-        have = [row for row in map(timeless, wandb_history(files[0])) if row]
-        if have != [row for row in want if row]:
+        have = [{key: value for key, value in timeless(row).items() if key != "global_step"} for row in wandb_records.read(files[0]).rows]
+        if [row for row in have if row] != [row for row in want if row]:
             found.append(f"W&B: history of {stage}")
     return found
-
-
-def wandb_history(file: Path) -> list[dict[str, float]]:
-    """The numbers of an offline run, by the order in which they were logged, without those of tables."""
-    from wandb.proto import wandb_internal_pb2
-
-    rows = []
-    for frame in frames(file.read_bytes()):
-        record = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
-        record.ParseFromString(frame)
-        values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item if len(item.nested_key) < 2}
-        rows.append({key: value for key, value in values.items() if "/" in key and isinstance(value, int | float)})
-    return [row for row in rows if row]
-
-
-def frames(data: bytes) -> Iterator[bytes]:
-    """The records of a LevelDB log after W&B's 7 bytes: in blocks of 32 KiB, each part behind its checksum (4), length (2) and kind (1)."""
-    place, record = 7, b""
-    while place + 7 <= len(data):
-        left = 32768 - place % 32768
-        if left < 7:
-            place += left
-            continue
-        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
-        record += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or its last part
-            yield record
-            record = b""
 
 
 def serve(address: Path, requests: Path) -> int:

@@ -21,6 +21,7 @@ from rlef.config import TrackingSection
 from rlef.rollout.journal import Answer, Journal
 from rlef.rollout.remote import OpenAIChat
 from rlef.run_dir import RunDir
+from rlef.trackers import wandb_records
 from rlef.tracking import Tracker
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,4 +170,4 @@ def test_an_offline_wandb_run_goes_on_as_one_with_each_row_once(chaos, tmp_path,
     assert first.wandb_id == second.wandb_id and chaos.wandb_differences(tmp_path) == []
     assert [row["step"] for row in chaos.metrics(tmp_path)["sft"]] == [1, 2, 3, 4]
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    assert [row["sft/loss"] for row in chaos.wandb_history(file)] == [1.0, 0.5, 1 / 3, 0.25]
+    assert [row["sft/loss"] for row in wandb_records.read(file).rows] == [1.0, 0.5, 1 / 3, 0.25]

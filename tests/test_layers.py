@@ -55,7 +55,7 @@ HOMES = {
     "deepspeed": {"rlef/engines/deepspeed_engine.py", "rlef/ranks.py"},
     "vllm": {"rlef/rollout/colocated.py"},
     "trl": {"rlef/stages/sft.py", "rlef/stages/dpo.py", "rlef/stages/grpo.py", "rlef/stages/rollouts.py"},
-    "wandb": {"rlef/trackers/wandb.py"},
+    "wandb": {"rlef/trackers/wandb.py", "rlef/trackers/wandb_records.py"},
     "trackio": {"rlef/trackers/trackio.py"},
     "datasketch": {"rlef/evolution/decontamination.py"},
     "openai": {"rlef/rollout/remote.py"},

@@ -1,0 +1,224 @@
+"""W&B read back from its offline files, record by record: what was logged, under which run, with what alerts, artifacts and inputs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from rlef.config import TrackingSection
+from rlef.lineage import output_of
+from rlef.run_dir import RunDir, digest
+from rlef.trackers import wandb, wandb_records
+from rlef.trackers.base import Artifact, Html, Start
+from rlef.tracking import Tracker
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+
+
+def opened(root, run_id=None, **settings) -> Tracker:
+    parameters = {"stage": {"lr": 1}, "inputs": {"init": {"digest": "d" * 64}}}
+    tracker = Tracker.open("ppo", "ppo", root, TrackingSection(**settings), parameters, run_id=run_id)
+    tracker.quiet = True
+    return tracker
+
+
+def written(root, run_id, place="."):
+    """The one file of that run, once W&B's own process has written its end."""
+    (file,) = (root / "wandb" / place).glob(f"offline-run-*-{run_id}/*.wandb")
+    end = time.monotonic() + 20
+    while not (found := wandb_records.read(file)).ended:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found, file.parent / "files"
+
+
+def policy(folder, size=10) -> Artifact:
+    file = folder / "model.safetensors"
+    file.write_bytes(b"w" * size)
+    return Artifact("run-ppo", "policy", {"model/model.safetensors": file}, ("latest", "abc"), {"digest": "d", "result": {"loss": 0.5}})
+
+
+@pytest.mark.slow
+def test_all_that_is_logged_is_in_the_file(offline, tmp_path):
+    root = tmp_path / "my run"
+    root.mkdir()
+    tracker = opened(root)
+    for step, reward in ((1, 0.5), (2, 0.75), (3, 0.25)):
+        tracker.log({"reward/total": reward, "ppo/kl": 1.0 / step, "x": float("nan")}, step)
+    tracker.alert("reward_gap", "it games the reward")
+    tracker.table("rollouts", ["text", "steps"], [["2 < 3 | a", Html("<b>2 &lt; 3</b>", "2 < 3")]])
+    tracker.plot("prm/calibration", ["mean score", "share right"], [[0.1, 0.2], [0.9, 0.8]])
+    tracker.summary({"ppo": {"iterations": 3, "deep": {"pass@1": 0.5}, "text": "not a figure"}})
+    tracker.artifact(policy(tmp_path))
+    identity = tracker.wandb_id
+    tracker.close()
+    run, files = written(root, identity)
+
+    assert (run.run_id, run.group, run.job_type, run.name) == (identity, "my run", "ppo", "my run/ppo")
+    assert run.config["inputs"] == {"init": {"digest": "d" * 64}} and run.config["stage"] == {"lr": 1}
+    assert run.rows == [
+        {"reward/total": 0.5, "ppo/kl": 1.0, "global_step": 1},
+        {"reward/total": 0.75, "ppo/kl": 0.5, "global_step": 2},
+        {"reward/total": 0.25, "ppo/kl": 1 / 3, "global_step": 3},
+    ]
+    assert [row["global_step"] for row in run.history] == [1, 2, 3, 3, 3]  # tables too
+    assert [row["_step"] for row in run.history] == [0, 1, 2, 3, 4]  # no call is merged into another
+    assert run.metrics["*"][0] == "global_step" and run.metrics["reward/total"] == ("global_step", {"max"})
+    assert run.summary["reward/total"] == {"last": 0.25, "max": 0.75} and run.summary["ppo/kl"] == {"last": 1 / 3, "max": 1.0}
+    assert run.summary["ppo/iterations"] == 3 and run.summary["ppo/deep/pass@1"] == 0.5 and "ppo/text" not in run.summary
+    assert run.alerts == [("ppo: reward gap", "step 3: it games the reward")]
+    assert set(run.tables) == {"rollouts", "prm/calibration_table"} and run.system
+    table = json.loads((files / run.tables["rollouts"]["path"]).read_text())
+    assert table["columns"] == ["text", "steps"] and table["data"][0][0] == "2 < 3 | a"
+    (held,) = [one for one in run.artifacts if one.type == "run_table" and one.name.endswith("rollouts")]
+    (page,) = [one.local_path for one in held.manifest.contents if one.path.endswith(".html")]
+    assert open(page).read() == "<b>2 &lt; 3</b>"
+    (output,) = run.outputs
+    assert (output.name, output.type, list(output.aliases)) == ("run-ppo", "policy", ["latest", "abc"])
+    assert json.loads(output.metadata) == {"digest": "d", "result": {"loss": 0.5}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [1.0, 0.0, None])
+def test_no_file_is_copied_and_a_large_one_is_a_reference(offline, tmp_path, limit):
+    tracker = opened(tmp_path, artifact_mb=limit)
+    tracker.artifact(policy(tmp_path, size=5000))
+    tracker.close()
+    run, _ = written(tmp_path, tracker.wandb_id)
+    entries = [entry for one in run.outputs for entry in one.manifest.contents]
+    md5 = base64.b64encode(hashlib.md5(b"w" * 5000).digest()).decode()
+    told = [(entry.path, entry.digest, entry.size, entry.local_path, entry.ref) for entry in entries]
+    name, file = "model/model.safetensors", tmp_path / "model.safetensors"
+    assert told == {
+        1.0: [(name, md5, 5000, str(file), "")],
+        0.0: [(name, md5, 5000, "", file.as_uri())],
+        None: [],
+    }[limit]
+    assert not [one for one in (tmp_path / "data").rglob("*") if one.is_file() and one.stat().st_size == 5000]
+
+
+@pytest.mark.slow
+def test_a_stage_that_goes_on_is_the_same_run_with_each_row_and_alert_once(offline, tmp_path, capsys):
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    first = opened(tmp_path)
+    for step in (1, 2, 3):
+        first.log({"reward/total": step / 10}, step)
+        if step != 3:
+            first.alert(f"at_{step}", "told")
+        if step == 2:
+            first.keep(checkpoint)
+    first.alert("lost", "after the checkpoint")
+    identity = first.wandb_id
+    first.close()  # a kill leaves the file shorter; what counts is what the next start makes of it
+
+    second = opened(tmp_path, identity)
+    second.restore(checkpoint)
+    for step in (3, 4):
+        second.log({"reward/total": step / 10}, step)
+    second.alert("at_4", "told")
+    second.close()
+    run, _ = written(tmp_path, identity)
+    before, _ = written(tmp_path, identity, wandb.CUT_OFF)
+    assert run.run_id == before.run_id == identity
+    assert run.rows == [{"reward/total": step / 10, "global_step": step} for step in (1, 2, 3, 4)]
+    assert run.alerts == [(f"ppo: at {step}", f"step {step}: told") for step in (1, 2, 4)]
+    assert len(before.rows) == 3 and before.alerts[-1][0] == "ppo: lost"
+    kept = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row.get("alert") for row in kept] == [None, "at_1", None, "at_2", None, None, "at_4"]
+    assert capsys.readouterr().err.count("alarm") == 4
+
+
+@pytest.mark.slow
+def test_neither_keys_nor_the_command_line_reach_wandb(offline, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-sentinel")
+    monkeypatch.setattr(sys, "argv", ["rlef", "run", "c.yaml", "teacher.base_url=http://user:pass-sentinel@host/v1"])
+    tracker = opened(tmp_path)
+    tracker.log({"a": 1.0}, 1)
+    tracker.close()
+    written(tmp_path, tracker.wandb_id)
+    assert sys.argv[1] == "run"
+    assert not [file for file in (tmp_path / "wandb").rglob("*") if file.is_file() and b"sentinel" in file.read_bytes()]
+
+
+class Recorder:
+    """A service that keeps what it is told."""
+
+    def __init__(self, have=0):
+        self.have, self.told = have, []
+
+    def log(self, row, step):
+        self.told.append((step, dict(row)))
+
+    def alert(self, title, text, step):
+        self.told.append((step, title))
+
+
+def test_a_service_that_kept_the_rows_of_an_earlier_start_gets_only_those_that_it_has_not(tmp_path):
+    before = Tracker("ppo", tmp_path / "m.jsonl", quiet=True)
+    for step in (1, 2):
+        before.log({"a": step}, step)
+        before.alert("kl", "far")
+    fresh, kept = Recorder(), Recorder(have=3)  # the server holds a row more than the checkpoint that the stage goes on from
+    tracker = Tracker("ppo", tmp_path / "m.jsonl", [fresh, kept], quiet=True)
+    for step in (3, 4):
+        tracker.log({"a": step}, step)
+    tracker.alert("kl", "far")
+    assert fresh.told == [(1, {"a": 1}), (1, "ppo: kl"), (2, {"a": 2}), (2, "ppo: kl"), (3, {"a": 3}), (4, {"a": 4}), (4, "ppo: kl")]
+    assert kept.told == [(4, {"a": 4}), (4, "ppo: kl")]
+
+
+def test_online_the_inputs_become_edges_and_one_that_is_missing_is_told(capsys):
+    import wandb as sdk
+
+    def use(name):
+        if "gone" in name:
+            raise sdk.Error("no such artifact")
+        used.append(name)
+
+    used: list[str] = []
+    run = wandb.WandbRun(SimpleNamespace(offline=False, starting_step=0, use_artifact=use), 64)
+    run.use({"init": {"artifact": "r-sft:abc"}, "prm": {"artifact": "r-gone:abc"}, "irm": {"artifact": None}})
+    assert used == ["r-sft:abc"] and "r-gone:abc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage,known", [("ppo", False), ("evaluate", True)])
+def test_of_a_sweeps_trial_one_stage_is_known_to_the_sweep(monkeypatch, tmp_path, stage, known):
+    import wandb as sdk
+
+    seen = {}
+
+    def init(**settings):
+        seen.update({name: os.environ.get(name) for name in wandb.SWEEP})
+        return SimpleNamespace(define_metric=lambda *words, **options: None, starting_step=0, offline=True)
+
+    monkeypatch.setattr(sdk, "init", init)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name in wandb.SWEEP:
+        monkeypatch.setenv(name, "one")
+    wandb.start(Start(stage, stage, tmp_path, TrackingSection(), {}))
+    assert set(seen.values()) == {"one" if known else None} and all(os.environ[name] == "one" for name in wandb.SWEEP)
+
+
+def test_an_artifact_names_what_went_in_and_what_came_out(tmp_path):
+    run = RunDir(tmp_path / "my run")
+    folder = run.start("sft", {"sft.lr": "1"})
+    (folder / "model").mkdir()
+    (folder / "model" / "w").write_text("weights")
+    artifact = output_of(run, "sft", "sft", {"loss": 0.5})
+    assert artifact.name == "my-run-sft" and artifact.type == "policy" and artifact.files == {"model/w": folder / "model" / "w"}
+    assert artifact.aliases == ("latest", digest({"sft.lr": "1"})[:12])
+    run.finish("sft", {"sft.lr": "1"}, 1.0, {})
+    assert artifact.metadata["digest"] == run.outputs_digest("sft") and artifact.metadata["result"] == {"loss": 0.5}
