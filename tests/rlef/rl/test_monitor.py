@@ -16,7 +16,7 @@ from rlef.rollout.base import Completion
 
 START = {
     "rollout/length": 50.0, "rollout/steps": 4.0, "rollout/repeated_steps": 0.1, "rollout/looping": 0.1, "rollout/steps_after_answer": 0.0, "rollout/finished": 0.9,
-    "rollout/no_answer": 0.1, "monitor/reward_gap": -0.05, "reward/masked": 0.0, "ppo/kl_per_token": 0.0, "rollout/logprob_gap": 1e-6, "optim/skipped_steps": 0.0,
+    "rollout/no_answer": 0.1, "monitor/reward_gap": -0.05, "reward/masked": 0.0, "ppo/kl_per_token": 0.0, "ppo/entropy": 0.5, "rollout/logprob_gap": 1e-6, "optim/skipped_steps": 0.0,
 }  # fmt: skip
 
 
@@ -35,6 +35,7 @@ START = {
         ("reward_gap", {"monitor/reward_gap": 0.11}),
         ("kl", {"ppo/kl_per_token": -0.03}),
         ("kl", {"ppo/kl_per_token": 0.6}),
+        ("collapse", {"ppo/entropy": 0.09}),
         ("sampler", {"rollout/logprob_gap": 0.2}),
         ("not_finite", {"optim/skipped_steps": 1.0}),
     ],

@@ -69,10 +69,14 @@ def _with(options, callback):
 
 def test_the_tracker_gets_confusion_and_calibration(start):
     told = {}
-    tracker = Tracker.null()
-    tracker.wandb_run = SimpleNamespace(summary={}, log=told.update)  # type: ignore[assignment]
-    result = start("o", tracker, epochs=1)
+    service = SimpleNamespace(
+        have=0,
+        log=lambda row, step: None,
+        table=lambda name, columns, rows, step: told.update({name: rows}),
+        plot=lambda name, columns, rows, step: told.update({name: rows}),
+    )
+    result = start("o", Tracker("prm", None, [service], quiet=True), epochs=1)
     confusion, line = told["prm/confusion"], told["prm/calibration"]
-    assert [row[0] for row in confusion.data] == ["right", "wrong"] and sum(sum(row[1:]) for row in confusion.data) == result["steps"]
-    assert confusion.data[0][1] == result["confusion"]["right_called_right"]
-    assert [row[1] for row in line.table.data] == [one["share"] for one in result["reliability"]] and tracker.wandb_run.summary["prm/brier"]
+    assert [row[0] for row in confusion] == ["right", "wrong"] and sum(sum(row[1:]) for row in confusion) == result["steps"]
+    assert confusion[0][1] == result["confusion"]["right_called_right"]
+    assert [row[1] for row in line] == [one["share"] for one in result["reliability"]]
