@@ -19,8 +19,9 @@ def start(one: Start) -> Trackio:
         raise UserError("tracking.backends: trackio is not installed", fix="pip install 'rlef[trackio]'") from None
     project, name = one.settings.project, f"{one.root.name}/{one.stage}"
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for our own lines
-        for earlier in [run for run in trackio.Api().runs(project) if run.name == name]:
-            earlier.delete()
+        with contextlib.suppress(ValueError):  # no such project yet
+            for earlier in [run for run in trackio.Api().runs(project) if run.name == name]:
+                earlier.delete()
         run = trackio.init(project, name=name, group=one.settings.group or one.root.name, config=one.parameters, embed=False)
     return Trackio(run)
 

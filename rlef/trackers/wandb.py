@@ -42,7 +42,7 @@ def start(one: Start) -> WandbRun | None:
         if one.run_id is not None:
             set_aside(one.root, one.run_id)
     try:
-        with _without_arguments(), _without_sweep(one.settings.sweep_stage != one.stage):
+        with _without_arguments(), _sweep(known=one.settings.sweep_stage == one.stage):
             run = wandb.init(
                 project=one.settings.project,
                 entity=one.settings.entity,
@@ -152,9 +152,15 @@ def _without_arguments() -> Iterator[None]:
 
 
 @contextmanager
-def _without_sweep(hide: bool) -> Iterator[None]:
-    """Of a sweep's trial one stage's run is known to the sweep; the others are runs beside it."""
-    hidden = {name: os.environ.pop(name) for name in SWEEP if hide and name in os.environ}
+def _sweep(*, known: bool) -> Iterator[None]:
+    """Of a sweep's trial one stage's run is known to the sweep, under the id that its agent gave; the others are runs beside it."""
+    if SWEEP[0] not in os.environ:
+        yield
+        return
+    import wandb
+
+    wandb.teardown()  # it reads the environment once
+    hidden = {} if known else {name: os.environ.pop(name) for name in SWEEP if name in os.environ}
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from rlef.config import TrackingSection
 from rlef.lineage import output_of
 from rlef.run_dir import RunDir, digest
 from rlef.trackers import wandb, wandb_records
-from rlef.trackers.base import Artifact, Html, Start
+from rlef.trackers.base import Artifact, Html
 from rlef.tracking import Tracker
 
 
@@ -87,7 +87,7 @@ def test_all_that_is_logged_is_in_the_file(offline, tmp_path):
     (page,) = [one.local_path for one in held.manifest.contents if one.path.endswith(".html")]
     assert open(page).read() == "<b>2 &lt; 3</b>"
     (output,) = run.outputs
-    assert (output.name, output.type, list(output.aliases)) == ("run-ppo", "policy", ["latest", "abc"])
+    assert (output.name, output.type, set(output.aliases)) == ("run-ppo", "policy", {"latest", "abc"})
     assert json.loads(output.metadata) == {"digest": "d", "result": {"loss": 0.5}}
 
 
@@ -195,22 +195,21 @@ def test_online_the_inputs_become_edges_and_one_that_is_missing_is_told(capsys):
     assert used == ["r-sft:abc"] and "r-gone:abc" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stage,known", [("ppo", False), ("evaluate", True)])
-def test_of_a_sweeps_trial_one_stage_is_known_to_the_sweep(monkeypatch, tmp_path, stage, known):
-    import wandb as sdk
-
-    seen = {}
-
-    def init(**settings):
-        seen.update({name: os.environ.get(name) for name in wandb.SWEEP})
-        return SimpleNamespace(define_metric=lambda *words, **options: None, starting_step=0, offline=True)
-
-    monkeypatch.setattr(sdk, "init", init)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    for name in wandb.SWEEP:
-        monkeypatch.setenv(name, "one")
-    wandb.start(Start(stage, stage, tmp_path, TrackingSection(), {}))
-    assert set(seen.values()) == {"one" if known else None} and all(os.environ[name] == "one" for name in wandb.SWEEP)
+@pytest.mark.slow
+def test_of_a_sweeps_trial_one_stages_run_has_the_id_that_the_agent_gave(offline, tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text("wandb_version: 1\nppo.kl_coef: {value: 0.05}\n")
+    values = {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "trial1", "WANDB_SWEEP_PARAM_PATH": str(tmp_path / "config.yaml")}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    ids = {}
+    for stage in ("sft", "evaluate", "report"):
+        tracker = Tracker.open(stage, stage, tmp_path, TrackingSection(), {"run": {}}, run_id=None)
+        ids[stage] = tracker.wandb_id
+        tracker.close()
+    assert {name: os.environ[name] for name in values} == values
+    assert ids["evaluate"] == "trial1" and len(set(ids.values())) == 3
+    runs = {stage: written(tmp_path, run_id)[0] for stage, run_id in ids.items()}
+    assert {stage: run.config.get("ppo.kl_coef") for stage, run in runs.items()} == {"sft": None, "evaluate": 0.05, "report": None}
 
 
 def test_an_artifact_names_what_went_in_and_what_came_out(tmp_path):
