@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -84,8 +85,8 @@ def test_all_that_is_logged_is_in_the_file(offline, tmp_path):
     table = json.loads((files / run.tables["rollouts"]["path"]).read_text())
     assert table["columns"] == ["text", "steps"] and table["data"][0][0] == "2 < 3 | a"
     (held,) = [one for one in run.artifacts if one.type == "run_table" and one.name.endswith("rollouts")]
-    (page,) = [one.local_path for one in held.manifest.contents if one.path.endswith(".html")]
-    assert open(page).read() == "<b>2 &lt; 3</b>"
+    (page,) = [Path(one.local_path) for one in held.manifest.contents if one.path.endswith(".html")]
+    assert page.read_text() == "<b>2 &lt; 3</b>"
     (output,) = run.outputs
     assert (output.name, output.type, set(output.aliases)) == ("run-ppo", "policy", {"latest", "abc"})
     assert json.loads(output.metadata) == {"digest": "d", "result": {"loss": 0.5}}
@@ -102,11 +103,14 @@ def test_no_file_is_copied_and_a_large_one_is_a_reference(offline, tmp_path, lim
     md5 = base64.b64encode(hashlib.md5(b"w" * 5000).digest()).decode()
     told = [(entry.path, entry.digest, entry.size, entry.local_path, entry.ref) for entry in entries]
     name, file = "model/model.safetensors", tmp_path / "model.safetensors"
-    assert told == {
-        1.0: [(name, md5, 5000, str(file), "")],
-        0.0: [(name, md5, 5000, "", file.as_uri())],
-        None: [],
-    }[limit]
+    assert (
+        told
+        == {
+            1.0: [(name, md5, 5000, str(file), "")],
+            0.0: [(name, md5, 5000, "", file.as_uri())],
+            None: [],
+        }[limit]
+    )
     assert not [one for one in (tmp_path / "data").rglob("*") if one.is_file() and one.stat().st_size == 5000]
 
 

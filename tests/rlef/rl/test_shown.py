@@ -29,7 +29,11 @@ def test_a_step_is_as_red_or_green_as_its_score():
 
 def test_what_a_model_wrote_is_no_markup():
     cell = coloured(['<script>alert("x")</script>', "1 < 2 & 'b'"], [0.5, 0.5])
-    assert "<script" not in cell.markup and "&lt;script&gt;alert(&quot;x&quot;)" in cell.markup and "1 &lt; 2 &amp; &#x27;b&#x27;" in cell.markup
+    assert (
+        "<script" not in cell.markup
+        and "&lt;script&gt;alert(&quot;x&quot;)" in cell.markup
+        and "1 &lt; 2 &amp; &#x27;b&#x27;" in cell.markup
+    )
     assert "<script>" in cell.plain
 
 

@@ -1,0 +1,82 @@
+"""After `wandb sync`: what W&B cannot record offline, the edge from each artifact to the stage that read it.
+
+    wandb sync RUN/wandb/offline-run-*
+    python scripts/wandb_lineage.py RUN --entity ENTITY [--dry-run]
+
+RUN is a run directory. The edges come from its manifests: an input whose digest is that of a finished stage is that stage's artifact,
+under the alias of its fingerprint. Edges that are there are left; what is missing at the server is told, and the exit code is 1. With
+--dry-run the edges are printed, and neither key nor network is needed. `--project`: the one of RUN/config.yaml by default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlef.errors import UserError
+from rlef.lineage import Edge, edges
+from rlef.run_dir import RunDir
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--entity")
+    parser.add_argument("--project")
+    parser.add_argument("--dry-run", action="store_true")
+    options = parser.parse_args(words)
+    try:
+        found = edges(RunDir(options.run))
+        if not found:
+            raise UserError(f"{options.run}: no finished stage with a W&B run reads another", fix="name a run directory that W&B tracked")
+        tracking = yaml.safe_load((options.run / "config.yaml").read_text(encoding="utf-8"))["tracking"]
+        project, entity = options.project or tracking["project"], options.entity or tracking["entity"]
+        if entity is None and not options.dry_run:
+            raise UserError("whose project?", fix="add --entity NAME")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.dry_run:
+        print("\n".join(f"{edge.artifact} -> {edge.stage} ({edge.run_id}) as {edge.key}" for edge in found))
+        return 0
+    import wandb
+
+    missing = add(wandb.Api(), f"{entity}/{project}", found)
+    print(f"{len(found) - len(missing)} of {len(found)} edges are at W&B")
+    print("".join(f"  not found: {one}\n" for one in missing), file=sys.stderr, end="")
+    return 1 if missing else 0
+
+
+def add(api: Any, project: str, found: Sequence[Edge]) -> list[str]:
+    """Add what is not there yet. Returns what the server does not know."""
+    from wandb.errors import CommError
+
+    missing = []
+    for run_id, group in groupby(found, key=lambda edge: edge.run_id):
+        wanted = list(group)
+        try:
+            run = api.run(f"{project}/{run_id}")
+        except (CommError, ValueError) as error:
+            missing += [f"{edge.stage} ({run_id}): {error}" for edge in wanted]
+            continue
+        there = {artifact.id for artifact in run.used_artifacts()}
+        for edge in wanted:
+            try:
+                artifact = api.artifact(f"{project}/{edge.artifact}")
+            except (CommError, ValueError) as error:
+                missing.append(f"{edge.artifact}, which {edge.stage} reads: {error}")
+                continue
+            if artifact.id not in there:
+                run.use_artifact(artifact)
+                there.add(artifact.id)
+    return missing
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
