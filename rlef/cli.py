@@ -12,7 +12,7 @@ from reward_models.errors import UserError as RewardModelsError
 from reward_models.nearest import meant
 from reward_models.terminal import inert
 from rlef import __version__
-from rlef.commands import check, convert, doctor, init, plan, report, run, stage
+from rlef.commands import check, convert, doctor, init, plan, report, run, stage, watch
 from rlef.errors import UserError
 
 COMMANDS = (
@@ -21,6 +21,7 @@ COMMANDS = (
     check,
     plan,
     report,
+    watch,
     doctor,
     convert,
     stage,

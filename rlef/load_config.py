@@ -59,6 +59,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def config_of(run_dir: str | Path) -> Config:
+    """The whole config that a run directory holds; files that it names may be another machine's. Raises UserError where it has none."""
+    file = Path(run_dir) / "config.yaml"
+    fix = "give a run directory, e.g. runs/quickstart"
+    if not file.is_file():
+        raise UserError(f"{run_dir}: no run directory, it has no config.yaml", fix=fix)
+    return parse_config(read_yaml(file, fix=fix), str(file))
+
+
 class _Loader(yaml.SafeLoader):
     """YAML where a key given twice is an error: the first would be dropped without a word. So are aliases that grow without a limit."""
 

@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from reward_models.records import file_digest
 from reward_models.values import finite
 from rlef.errors import UserError
+from rlef.holder import Holder
 
 WHOLE_BYTES = 64 * 2**20  # a larger file outside the run is known by its size and both ends: `rlef check` answers in seconds
 END_BYTES = 2**20
@@ -122,6 +123,10 @@ class RunDir:
         return found
 
     @property
+    def lock_file(self) -> Path:
+        return self.root / ".lock"
+
+    @property
     def metrics_file(self) -> Path:
         return self.root / METRICS
 
@@ -203,7 +208,7 @@ class RunDir:
         """One command at a time works in a run directory. The system frees the lock when the process ends, however it ends."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = (self.root / ".lock").open("w")
+            lock = self.lock_file.open("a", encoding="utf-8")  # what the holder wrote stays where it is another's
         except OSError as error:
             raise UserError(
                 f"run.dir: {self.root}: no run can be kept there ({error.strerror})", fix="set run.dir to another folder"
@@ -216,6 +221,7 @@ class RunDir:
                 raise UserError(
                     f"{self.root}: another rlef command works in this run directory", fix="wait for it, or set run.dir to another folder"
                 ) from None
+            Holder.this().write(handle)
             yield
 
     def outputs_digest(self, name: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlef import live
 from rlef.config import TrackingSection
 from rlef.run_dir import METRICS
 from rlef.trackers import tensorboard, trackio, wandb
@@ -131,10 +132,21 @@ class Tracker:
 
     @contextlib.contextmanager
     def progress(self, description: str, total: int, *, done: int = 0) -> Iterator[Callable[..., None]]:
-        """A bar with time left; without a terminal a line every 20 seconds. Yields advance(n, **figures to show).
+        """A bar with time left; without a terminal a line every 20 seconds; and the file that `rlef watch` reads. Yields
+        advance(n, **figures to show).
 
         `done`: of `total` before this start, in no time of its own.
         """
+        with self._bar(description, total, done) as show, live.told(self.file, self.stage, description, total, done) as tell:
+
+            def advance(n: int = 1, **figures: float) -> None:
+                show(n, **figures)
+                tell(n)
+
+            yield advance
+
+    @contextlib.contextmanager
+    def _bar(self, description: str, total: int, done: int) -> Iterator[Callable[..., None]]:
         if self.quiet or total <= done:
             yield lambda n=1, **figures: None
         elif sys.stderr.isatty():

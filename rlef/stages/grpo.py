@@ -60,6 +60,9 @@ class Practice:
         ctx.tracker.log(metrics, iteration + 1)
         for name, message in raised.items():
             ctx.tracker.alert(name, message)
+        if dist.is_main():
+            rollouts = [as_rollout(sample, iteration + 1) for sample in self.samples[:KEPT_ROLLOUTS]]
+            write_jsonl(ctx.folder / "rollouts.jsonl", rollouts)
         return self.samples
 
     def advantages(self) -> list[list[float]]:
@@ -113,8 +116,6 @@ def run(ctx: StageContext) -> dict:
     trained: Any = trainer.accelerator.unwrap_model(trainer.model)
     weights = full_state(trained)
     if dist.is_main():
-        rollouts = [as_rollout(sample, settings.iterations) for sample in practice.samples[:KEPT_ROLLOUTS]]
-        write_jsonl(ctx.folder / "rollouts.jsonl", rollouts)
         log_samples(ctx.tracker, practice.samples)
         trained.save_pretrained(ctx.folder / "model", state_dict=weights)
         tokenizer.save_pretrained(ctx.folder / "model")

@@ -190,6 +190,8 @@ def run(ctx: StageContext) -> dict:
                 ctx.tracker.alert(name, message)
             advance(1, reward=metrics["reward/total"], kl=metrics["ppo/kl"], length=metrics["rollout/length"])
             last = samples
+            if dist.is_main():
+                write_jsonl(ctx.folder / "rollouts.jsonl", [as_rollout(sample, iteration + 1) for sample in last[:KEPT_ROLLOUTS]])
             stop = dist.any_rank(stopping.asked())
             if (stop or (iteration + 1) % settings.save_every == 0) and iteration + 1 < settings.iterations:
                 saved.write(iteration + 1, kl_coef, unjudged)
@@ -197,7 +199,6 @@ def run(ctx: StageContext) -> dict:
                     raise stopping.Stopped
 
     if dist.is_main():
-        write_jsonl(ctx.folder / "rollouts.jsonl", [as_rollout(sample, settings.iterations) for sample in last[:KEPT_ROLLOUTS]])
         log_samples(ctx.tracker, last)
     if average is not None:
         average.put_into(actors.policy.engine.module)
