@@ -12,7 +12,7 @@ from reward_models.errors import UserError as RewardModelsError
 from reward_models.nearest import meant
 from reward_models.terminal import inert
 from rlef import __version__
-from rlef.commands import check, convert, doctor, init, plan, report, run, stage, watch
+from rlef.commands import check, convert, doctor, export, init, plan, report, run, stage, watch
 from rlef.errors import UserError
 
 COMMANDS = (
@@ -24,6 +24,7 @@ COMMANDS = (
     watch,
     doctor,
     convert,
+    export,
     stage,
 )
 

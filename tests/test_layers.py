@@ -26,6 +26,7 @@ LAYERS = [
         "sources",
         "formats",
         "convert",
+        "card",
         "charts",
         "children",
         "holder",
