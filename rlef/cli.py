@@ -12,7 +12,7 @@ from reward_models.errors import UserError as RewardModelsError
 from reward_models.nearest import meant
 from reward_models.terminal import inert
 from rlef import __version__
-from rlef.commands import check, convert, doctor, export, init, plan, report, run, stage, watch
+from rlef.commands import chat, check, convert, doctor, export, init, plan, report, run, stage, watch
 from rlef.errors import UserError
 
 COMMANDS = (
@@ -25,6 +25,7 @@ COMMANDS = (
     doctor,
     convert,
     export,
+    chat,
     stage,
 )
 
