@@ -1,4 +1,4 @@
-"""`python -m reward_models {train,score,evaluate,convert,serve}`: heavy imports come after parsing."""
+"""`python -m reward_models {train,score,best,evaluate,convert,serve}`: heavy imports come after parsing."""
 
 from __future__ import annotations
 
@@ -90,6 +90,7 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         default=512,
         help="lines scored at once by a rank: what a kill loses, what memory holds",
     )
+<<<<<<< HEAD
     evaluate = commands.add_parser(
         "evaluate",
         help="measure on the held-out rows of a label file, or on all rows of a benchmark",
@@ -97,6 +98,21 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     )
     evaluate.add_argument("kind", choices=KINDS, help=KIND)
     evaluate.add_argument("--model", required=True, help="folder or hub id of the reward model")
+=======
+    best = commands.add_parser("best", help="best-of-N and weighted votes over several answers to each question")
+    best.add_argument("--prm", required=True, metavar="DIR", help="process or outcome reward model")
+    best.add_argument("--irm", metavar="DIR", help="instruction reward model: r_I of each question stands beside")
+    best.add_argument("--input", required=True, help='JSONL of {"question", "completions": [text, ..]}')
+    best.add_argument("--output", required=True, help="the rows with scores, best, weighted_vote, majority")
+    best.add_argument("--delimiter", default="\n", help="what ends a step")
+    best.add_argument("--answer-marker", default="####", help="what stands before the final answer (default: ####)")
+    best.add_argument("--form", choices=FORMS, help=TOLD)
+    best.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    best.add_argument("--batch-size", type=_above_zero(int), default=64, help="completions of a forward")
+    evaluate = commands.add_parser("evaluate", help="measure on the held-out rows of a label file, or on all rows of a benchmark")
+    evaluate.add_argument("kind", choices=["irm", "prm", "orm"])
+    evaluate.add_argument("--model", required=True)
+>>>>>>> 5709eeb (Best-of-N and weighted votes over completions: python -m reward_models best)
     evaluate.add_argument("--labels", required=True, help="label file; prm also ProcessBench, PRM800K, ..; irm also RewardBench")
     threshold = evaluate.add_mutually_exclusive_group()
     threshold.add_argument("--threshold", type=float, help="prm: first step under it is the first error (default: as training fixed it)")
@@ -163,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     before = stopping.listen() if options.command == "train" else None
     try:
-        commands = {"train": _train, "score": _score, "evaluate": _evaluate, "convert": _convert, "serve": _serve}
+        commands = {"train": _train, "score": _score, "best": _best, "evaluate": _evaluate, "convert": _convert, "serve": _serve}
         with disk.told(vars(options).get("out") or vars(options).get("output") or "."):
             result = commands[options.command](options)
     except UserError as error:
@@ -226,11 +242,7 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _score(options: argparse.Namespace) -> dict[str, Any]:
-    if Path(options.output).is_dir() or not Path(options.output).absolute().parent.is_dir():
-        raise UserError(f"--output {options.output}: no file can be written there", fix="give a file in a folder that exists")
-    for name in ("delimiter", "answer_marker"):
-        if getattr(options, name) == "":
-            raise UserError(f"--{name.replace('_', '-')}: empty", fix="give a text, or leave it out")
+    _is_writable(options)
     from reward_models.instruction import InstructionRewardModel
     from reward_models.scoring import ScoreOptions, score_file
 
@@ -240,6 +252,28 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
     names = ("kind", "model", "delimiter", "answer_marker", "part_rows", "batch_size", "device")
     files = {"input": Path(options.input), "output": Path(options.output)}
     return score_file(ScoreOptions(**files, **{name: getattr(options, name) for name in names}), load)
+
+
+def _best(options: argparse.Namespace) -> dict[str, Any]:
+    _is_writable(options)
+    from reward_models.choosing import choose_file
+    from reward_models.instruction import InstructionRewardModel
+    from reward_models.process import ProcessRewardModel
+    from reward_models.serving.models import pick_device
+
+    device = pick_device(options.device)
+    prm = ProcessRewardModel.load(options.prm, device, form=options.form)
+    irm = InstructionRewardModel.load(options.irm, device) if options.irm else None
+    how = {"delimiter": options.delimiter, "marker": options.answer_marker, "batch_size": options.batch_size}
+    return choose_file(Path(options.input), Path(options.output), prm, irm, **how)
+
+
+def _is_writable(options: argparse.Namespace) -> None:
+    if Path(options.output).is_dir() or not Path(options.output).absolute().parent.is_dir():
+        raise UserError(f"--output {options.output}: no file can be written there", fix="give a file in a folder that exists")
+    for name in ("delimiter", "answer_marker"):
+        if getattr(options, name) == "":
+            raise UserError(f"--{name.replace('_', '-')}: empty", fix="give a text, or leave it out")
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
