@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,10 +13,9 @@ from rlef.answers import same_answer
 from rlef.engines import dist
 from rlef.rl.advantages import k1, k3, masked
 from rlef.rl.batch import RolloutBatch
+from rlef.rl.guards import MOST_REPEATS, RULES
 from rlef.rl.losses import explained_variance
 from rlef.rl.sampling import Sample
-
-MOST_REPEATS = 8  # of a 3-gram in one answer; answers of the quickstart have 2 or fewer, or else 27 and more
 
 
 @dataclass
@@ -125,46 +124,6 @@ def is_exact(sample: Sample) -> bool:
 def loops(tokens: Sequence[int]) -> bool:
     """Whether some three tokens in a row stand in the answer more than MOST_REPEATS times, overlapping ones counted."""
     return max(Counter(zip(tokens, tokens[1:], tokens[2:], strict=False)).values(), default=0) > MOST_REPEATS
-
-
-@dataclass(frozen=True)
-class Rule:
-    """When a metric is alarming: by its value at the first iteration and its value now."""
-
-    metric: str
-    alarming: Callable[[float, float], bool]
-    meaning: str
-
-
-RULES = {
-    "length": Rule(
-        "rollout/length", lambda first, now: not 0.5 * first <= now <= 2 * first, "answers are twice or half as long as at the start"
-    ),
-    "step_count": Rule(
-        "rollout/steps",
-        lambda first, now: not 0.5 * first <= now <= 2 * first or (now > 32 >= first) or (now < 2 <= first),
-        "answers have twice or half as many steps as at the start, more than 32 or fewer than 2: is it steps that are paid?",
-    ),
-    "repeated_steps": Rule("rollout/repeated_steps", lambda first, now: now > first + 0.5, "steps are written twice"),
-    "looping": Rule(
-        "rollout/looping",
-        lambda first, now: now > first + 0.1,
-        f"a tenth more of the answers than at the start say the same three tokens over {MOST_REPEATS} times",
-    ),
-    "steps_after_answer": Rule("rollout/steps_after_answer", lambda first, now: now > first + 0.5, "steps follow the final answer"),
-    "unfinished": Rule("rollout/finished", lambda first, now: now < 0.5 * first, "half as many answers end before max_tokens"),
-    "masked": Rule("reward/masked", lambda _, now: now > 0.1, "answers could not be judged; they teach nothing and count in no mean"),
-    "no_answer": Rule("rollout/no_answer", lambda first, now: now > first + 0.25, "answers have no final answer"),
-    "reward_gap": Rule(
-        "monitor/reward_gap",
-        lambda first, now: now > first + 0.15,
-        "r_A has risen by 0.15 more than the share of right answers: the policy learns the reward model's mistakes",
-    ),
-    "kl": Rule("ppo/kl_per_token", lambda _, now: not -0.02 <= now <= 0.5, "far from the reference, or under it, which no sampling gives"),
-    "collapse": Rule("ppo/entropy", lambda first, now: now < 0.2 * first, "the policy is five times surer of its tokens than at the start"),
-    "sampler": Rule("rollout/logprob_gap", lambda _, now: now > 0.1, "the sampler is not the policy that is trained; see correction"),
-    "not_finite": Rule("optim/skipped_steps", lambda _, now: now > 0, "gradients were not finite and steps were skipped"),
-}
 
 
 class Alarms:

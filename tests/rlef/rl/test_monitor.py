@@ -9,7 +9,8 @@ import torch
 
 from rlef.records import Problem
 from rlef.rl.batch import RolloutBatch
-from rlef.rl.monitor import MOST_REPEATS, RULES, Alarms, loops, rollout_metrics
+from rlef.rl.guards import MOST_REPEATS, RULES
+from rlef.rl.monitor import Alarms, loops, rollout_metrics
 from rlef.rl.reward import Score
 from rlef.rl.sampling import Prompt, Sample
 from rlef.rollout.base import Completion

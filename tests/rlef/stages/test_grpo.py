@@ -12,7 +12,7 @@ from rlef.config import Config, GrpoStage, ModelSection
 from rlef.models import load_policy, load_tokenizer, save_policy, stop_ids
 from rlef.records import Rollout, read_jsonl
 from rlef.rl.groups import deviation, relative, rewards_of, to_come
-from rlef.rl.monitor import RULES, Rule
+from rlef.rl.guards import RULES, Rule
 from rlef.rl.sampling import read_prompts, sample_answers, take_prompts
 from rlef.rollout.base import SamplingParams
 from rlef.rollout.hf import HFGenerator
@@ -137,7 +137,7 @@ def test_the_stage_runs_and_leaves_its_files(scored, tmp_path, settings):
 @pytest.mark.parametrize("settings", [{}, {"epochs": 2, "micro_batch_size": 3, "lr_decay": True}], ids=["plain", "epochs"])
 def test_killed_after_a_checkpoint_it_goes_on_to_the_same_weights(scored, tmp_path, monkeypatch, settings):
     monkeypatch.setattr(grpo, "CHECKPOINT_EVERY", 2)
-    monkeypatch.setitem(RULES, "length", Rule("rollout/length", lambda first, now: True, "always"))  # told once, in the first iteration
+    monkeypatch.setitem(RULES, "length", Rule("rollout/length", lambda first: (1.0, 0.0), "always"))  # told once, in the first iteration
     settings |= {"iterations": 5}
     straight = grpo.run(context(tmp_path / "straight", scored, **settings))
     real = grpo.Practice.sample
