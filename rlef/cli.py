@@ -12,7 +12,7 @@ from reward_models.errors import UserError as RewardModelsError
 from reward_models.nearest import meant
 from reward_models.terminal import inert
 from rlef import __version__
-from rlef.commands import chat, check, convert, doctor, export, init, plan, report, run, stage, watch
+from rlef.commands import chat, check, compare, convert, doctor, export, init, plan, report, run, stage, watch
 from rlef.errors import UserError
 
 COMMANDS = (
@@ -22,6 +22,7 @@ COMMANDS = (
     plan,
     report,
     watch,
+    compare,
     doctor,
     convert,
     export,

@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reward_models.nearest import meant_path
+from reward_models.curves import Candidate
 from reward_models.records import problem_id as problem_id  # of the rows below too
 from rlef.errors import UserError
 
@@ -146,6 +147,24 @@ class Rollout(Record):
     masked: bool = False  # a factor is missing, and scores stand at 0
     length: int  # tokens, EOS included
     finished: bool  # ended by a stop token
+
+
+class Outcome(BaseModel):
+    """A policy's answer to a held-out problem; the k-sample fields are None where only the greedy answer was asked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    problem_id: str
+    depth: int | None = None
+    text: str  # greedy
+    answer: str | None = None
+    right: bool
+    finished: bool
+    sampled_right: int | None = None
+    majority: bool | None = None
+    prm_vote: bool | None = None
+    best: bool | None = None
+    candidates: tuple[Candidate, ...] | None = None  # the k samples, scored where there is a reward model: reward_models.curves reads them
+    unjudged: int | None = None  # samples that the prm could not judge, of weight 0
 
 
 R = TypeVar("R", bound=BaseModel)

@@ -26,8 +26,7 @@ from vllm_environment import install, together, variables
 
 from reward_models.statistics import paired_difference
 from rlef.load_config import load_config
-from rlef.records import read_jsonl
-from rlef.stages.evaluate import Outcome
+from rlef.records import Outcome, read_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = "in_process"

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from reward_models import metrics
 from reward_models.curves import Candidate
 from reward_models.process import StepScores, aggregate
@@ -18,7 +16,7 @@ from rlef.answers import canonical, same_answer
 from rlef.config import EvaluateStage
 from rlef.models import decode, load_policy, load_tokenizer, model_folder, pick_device, prompt_ids, resolve_path, stop_ids
 from rlef.prompts import split_answer
-from rlef.records import Problem, read_jsonl, write_jsonl
+from rlef.records import Outcome, Problem, read_jsonl, write_jsonl
 from rlef.rl.functions import GradeFunction
 from rlef.rl.reward import ProcessScorer, judge
 from rlef.rl.scorers import process_scorer
@@ -30,24 +28,6 @@ from rlef.stages.context import StageContext
 
 STAGE_VERSION = 1
 ITERATION = 2**31  # part of the noise key that no training iteration reaches
-
-
-class Outcome(BaseModel):
-    """One problem's results; the k-sample fields are None where only the greedy answer was asked."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    problem_id: str
-    depth: int | None = None
-    text: str  # greedy
-    answer: str | None = None
-    right: bool
-    finished: bool
-    sampled_right: int | None = None
-    majority: bool | None = None
-    prm_vote: bool | None = None
-    best: bool | None = None
-    candidates: tuple[Candidate, ...] | None = None  # the k samples, scored where there is a reward model: reward_models.curves reads them
-    unjudged: int | None = None  # samples that the prm could not judge, of weight 0
 
 
 def run(ctx: StageContext) -> dict:

@@ -7,11 +7,11 @@ import pytest
 from reward_models.process import StepScores
 from rlef.config import Config
 from rlef.models import load_tokenizer
-from rlef.records import Problem, problem_id, read_jsonl, write_jsonl
+from rlef.records import Outcome, Problem, problem_id, read_jsonl, write_jsonl
 from rlef.rl.functions import GradeFunction
 from rlef.rollout.base import Completion
 from rlef.stages.context import StageContext
-from rlef.stages.evaluate import Outcome, _answer, summarise
+from rlef.stages.evaluate import _answer, summarise
 from rlef.tracking import Tracker
 
 
