@@ -93,11 +93,11 @@ def verdict(interval: Sequence[float]) -> str:
 
 
 def setting_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(dotted key, value, value) of every setting that differs; "–" where a run lacks it, e.g. for a stage that it has not."""
+    """(dotted key, value, value) of every setting that differs; "–", and last, where a run lacks it, as it does for a stage that it has not."""
     left, right = _flat(first), _flat(second)
-    return [
-        (key, left.get(key, "–"), right.get(key, "–")) for key in {**left, **right} if left.get(key) != right.get(key) and key not in OWN
-    ]
+    differ = [key for key in {**left, **right} if left.get(key) != right.get(key) and key not in OWN]
+    differ.sort(key=lambda key: not (key in left and key in right))
+    return [(key, left.get(key, "–"), right.get(key, "–")) for key in differ]
 
 
 def _flat(value: Mapping[str, Any], above: str = "") -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`rlef report`: report.html of a run, finished or not."""
+"""`rlef report`: a page of a run, finished or not, or of several beside each other."""
 
 from __future__ import annotations
 
@@ -8,26 +8,36 @@ from pathlib import Path
 from reward_models import disk
 from reward_models.nearest import meant_path
 from rlef.commands import run as run_command
-from rlef.commands.arguments import config_arguments, redo_argument
+from rlef.commands.arguments import redo_argument
 from rlef.errors import UserError
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("report", help="write report.html of a run directory", epilog="example: rlef report runs/quickstart")
-    config_arguments(command)
+    command = commands.add_parser(
+        "report",
+        help="write the page of a run, or of several beside each other",
+        epilog="example: rlef report runs/quickstart; two runs: rlef report runs/quickstart runs/seed_1 --out both.html",
+    )
+    command.add_argument("config", metavar="RUN", help="run directory; of a config file its stage report is run")
+    command.add_argument("overrides", nargs="*", metavar="RUN", help="run directories to hold the first against")
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="HTML file (default: report.html in the run, comparison.html in the first of several)"
+    )
     redo_argument(command)
     command.set_defaults(run=run, commands=(), start=None, only="report")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Of a run directory; of a config file the stage is run."""
+    """Of run directories; of a config file the stage is run."""
     folder = Path(options.config)
-    if not folder.exists():
-        raise UserError(f"{folder}: no such run directory{meant_path(folder)}", fix="give a run directory, e.g. runs/quickstart")
-    if not folder.is_dir():
+    if folder.is_file():
         return run_command.run(options)
-    from rlef.stages.report import write_report
+    folders = [folder, *map(Path, options.overrides)]
+    for one in folders:
+        if not one.is_dir():
+            raise UserError(f"{one}: no such run directory{meant_path(one)}", fix="give run directories, e.g. runs/quickstart")
+    from rlef.report.page import write_report
 
     with disk.told(folder, but=UserError):
-        print(write_report(folder))
+        print(write_report(folders, options.out))
     return 0

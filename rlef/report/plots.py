@@ -1,0 +1,242 @@
+"""Interactive plots: Bokeh figures as JSON, drawn by the page in the colours of its scheme, with the same numbers for the keyboard.
+
+A figure's colours are the light ones of PALETTE; the page's script puts the scheme's in their place. Words of models and users never
+reach Bokeh but as names of lines, where nothing reads them as HTML or TeX.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+Point = tuple[float, float] | tuple[float, float, float, float]  # x, y and the ends of y's interval
+
+PALETTE = {  # custom property of page.css -> its light value
+    "--c1": "#0969da",
+    "--c2": "#bf3989",
+    "--c3": "#1a7f37",
+    "--c4": "#9a6700",
+    "--dim": "#59636e",
+    "--line": "#d5dbe1",
+    "--bad": "#cf222e",
+}
+COLOURS = tuple(PALETTE[name] for name in ("--c1", "--c2", "--c3", "--c4"))
+DASHES = ("solid", "dashed", "dotted", "dotdash")  # once the colours are used up
+MOST_POINTS = 400  # of a line; of more, evenly spaced ones are drawn, the last among them
+HEIGHT = 210
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Lines by name over a shared axis. An axis of shares goes from 0 to 1; `low` and `high` are a guard's limits, `alarm` where it rose."""
+
+    title: str
+    lines: Mapping[str, Sequence[Point]]
+    across: str
+    of: str = ""  # what it belongs to, e.g. a stage: two plots of one title differ in it
+    shares: bool = False
+    dots: bool = False
+    doubling: bool = False  # x on a scale of powers of two
+    diagonal: bool = False  # where x and y are equal
+    low: float = -math.inf
+    high: float = math.inf
+    alarm: float | None = None
+    note: str = ""
+    rows: Sequence[str] = field(default_factory=tuple)  # y counts these, from 0 below: a chart of intervals, lying
+
+    @property
+    def key(self) -> str:
+        return "p" + hashlib.sha256(f"{self.of}/{self.title}".encode(errors="replace")).hexdigest()[:10]
+
+    @property
+    def figure(self) -> str:
+        """Where the page's script draws it: title, lines to show and hide, the plot, the values at the keyboard's cursor."""
+        names = [name for name in self.lines if name]
+        buttons = "".join(
+            f"<button type=button class=key aria-pressed=true data-line={place}><i style='--k:var(--c{place % len(COLOURS) + 1})'></i>{html.escape(plain(name))}</button>"
+            for place, name in enumerate(names)
+        )
+        legend = f"<div class=keys>{buttons}</div>" if len(names) > 1 else ""
+        note = f"<p class=note>{html.escape(self.note)}</p>" if self.note else ""
+        return (
+            f"<figure class=plot id={self.key}><figcaption>{html.escape(self.title)}</figcaption>{legend}"
+            f"<div class=canvas tabindex=0 role=application aria-roledescription=plot style='height:{self.height}px' "
+            f"aria-label='{html.escape(self.title)}. Left and right arrow keys read its values.'></div>"
+            f"<p class=values aria-live=polite></p>{note}</figure>"
+        )
+
+    @property
+    def height(self) -> int:
+        return HEIGHT if not self.rows else 70 + 26 * len(self.rows)
+
+    @cached_property
+    def json(self) -> str:
+        """The figure and its numbers for the page's script."""
+        numbers = [
+            {"name": plain(name) or self.title, "points": [[_short(value) for value in point] for point in points]}
+            for name, points in self.lines.items()
+        ]
+        told = {"across": self.across, "shares": self.shares, "rows": [plain(row) for row in self.rows], "lines": numbers}
+        return f'{{"told":{json.dumps(told)},"item":{self._item()}}}'
+
+    def _item(self) -> str:
+        """Bokeh's JSON; its ids count from one for each plot, so that the same run gives the same page."""
+        from bokeh.embed import json_item
+
+        found = json.dumps(json_item(self._draw(), self.key), separators=(",", ":"))  # type: ignore[arg-type]
+        known: dict[str, str] = {}
+        return re.sub(r'"(id|root_id)":"(p\d+)"', lambda one: f'"{one[1]}":"{known.setdefault(one[2], f"{self.key}.{len(known)}")}"', found)
+
+    def _draw(self) -> Any:
+        from bokeh.models import BoxAnnotation, ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter, Range1d, Span
+        from bokeh.plotting import figure
+
+        xs = [point[0] for points in self.lines.values() for point in points]
+        drawn = figure(
+            height=self.height,
+            sizing_mode="stretch_width",
+            tools="xbox_zoom,reset" if not self.rows else "",
+            active_drag=None,
+            toolbar_location="above" if not self.rows else None,
+            x_axis_type="log" if self.doubling else "linear",
+            background_fill_color=None,
+            border_fill_color=None,
+            outline_line_color=None,
+            min_border_right=12,
+            lod_threshold=None,
+        )
+        drawn.toolbar.logo = None
+        drawn.toolbar.autohide = True
+        for axis in drawn.axis:
+            axis.update(
+                axis_line_color=PALETTE["--line"],
+                major_tick_line_color=PALETTE["--line"],
+                minor_tick_line_color=None,
+                major_label_text_color=PALETTE["--dim"],
+                axis_label_text_color=PALETTE["--dim"],
+                major_label_text_font="system-ui, sans-serif",
+                axis_label_text_font="system-ui, sans-serif",
+                major_label_text_font_size="11px",
+                axis_label_text_font_size="11px",
+                axis_label_text_font_style="normal",
+            )
+        drawn.xaxis.axis_label = self.across
+        drawn.grid.grid_line_color = PALETTE["--line"]
+        drawn.grid.grid_line_alpha = 0.6
+        drawn.xgrid.grid_line_color = PALETTE["--line"] if self.rows else None
+        if self.doubling:
+            drawn.xaxis.ticker = FixedTicker(ticks=sorted(set(xs)))
+            drawn.xaxis.formatter = NumeralTickFormatter(format="0")
+        if self.diagonal:
+            drawn.line([0, 1], [0, 1], color=PALETTE["--dim"], line_dash="dashed")
+        if self.rows:
+            self._lie(drawn)
+            return drawn
+        low, high = (0.0, 1.0) if self.shares else _about(self._heights())
+        pad = 0.03 * (high - low)
+        drawn.y_range = Range1d(low - pad * self.shares, high + pad * self.shares)
+        for edge, ends in ((self.low, {"top": self.low}), (self.high, {"bottom": self.high})):
+            if math.isfinite(edge):
+                drawn.add_layout(BoxAnnotation(**ends, fill_color=PALETTE["--bad"], fill_alpha=0.1, line_color=None))
+                drawn.add_layout(Span(location=edge, dimension="width", line_color=PALETTE["--bad"], line_dash="dashed"))
+        if self.alarm is not None:
+            drawn.add_layout(Span(location=self.alarm, dimension="height", line_color=PALETTE["--bad"], line_width=2))
+        if self.shares:
+            drawn.yaxis.formatter = NumeralTickFormatter(format="0%")
+        for place, (name, points) in enumerate(self.lines.items()):
+            colour, points = COLOURS[place % len(COLOURS)], list(points)
+            dash = DASHES[place // len(COLOURS) % len(DASHES)]
+            aside = 0.0  # intervals of one x side by side
+            if any(len(point) == 4 for point in points) and not self.doubling:
+                aside = (place - (len(self.lines) - 1) / 2) * 0.012 * ((max(xs) - min(xs)) or 1.0)
+            source = ColumnDataSource({"x": [point[0] + aside for point in points], "y": [_short(point[1]) for point in points]})
+            line = drawn.line("x", "y", source=source, color=colour, line_width=2, line_dash=dash, name=f"line{place}")
+            if self.dots or len(points) == 1:
+                drawn.scatter("x", "y", source=source, color=colour, size=6, name=f"line{place}")
+            ranged = [point for point in points if len(point) == 4]
+            if ranged:
+                drawn.segment(
+                    x0=[point[0] + aside for point in ranged],
+                    y0=[_short(point[2]) for point in ranged],
+                    x1=[point[0] + aside for point in ranged],
+                    y1=[_short(point[3]) for point in ranged],
+                    color=colour,
+                    line_width=1.5,
+                    line_alpha=0.7,
+                    name=f"line{place}",
+                )
+            tips = [(self.across, "@x{0,0.[000]}"), (plain(name) or "value", "@y{0.0%}" if self.shares else "@y{0,0.[0000]}")]
+            drawn.add_tools(HoverTool(renderers=[line], mode="vline", tooltips=tips, attachment="horizontal", visible=False))
+        return drawn
+
+    def _lie(self, drawn: Any) -> None:
+        """A row for each name: its value as a dot and its interval as a line, beside 0 where an interval goes below."""
+        from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter, Range1d, Span
+
+        points = next(iter(self.lines.values()))
+        drawn.y_range = Range1d(-0.6, len(self.rows) - 0.4)
+        drawn.yaxis.ticker = FixedTicker(ticks=list(range(len(self.rows))))
+        drawn.yaxis.major_label_overrides = {place: plain(row)[:18] for place, row in enumerate(self.rows)}
+        drawn.ygrid.grid_line_color = None
+        drawn.xaxis.formatter = NumeralTickFormatter(format="0%")
+        low, high = min(0.0, *(point[2] for point in points)), max(0.0, *(point[3] for point in points)) or 0.01
+        drawn.x_range = Range1d(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        if low < 0:
+            drawn.add_layout(Span(location=0, dimension="height", line_color=PALETTE["--dim"]))
+        columns = [[_short(point[place]) for point in points] for place in range(4)]
+        source = ColumnDataSource(dict(zip(("y", "x", "low", "high"), columns, strict=True)))
+        drawn.segment(x0="low", y0="y", x1="high", y1="y", source=source, color=PALETTE["--c1"], line_width=2)
+        dots = drawn.scatter("x", "y", source=source, color=PALETTE["--c1"], size=9)
+        drawn.add_tools(HoverTool(renderers=[dots], tooltips=[("value", "@x{0.0%}"), ("95 %", "@low{0.0%} to @high{0.0%}")], visible=False))
+
+    def _heights(self) -> list[float]:
+        return [value for points in self.lines.values() for point in points for value in point[1:]] + [
+            edge for edge in (self.low, self.high) if math.isfinite(edge)
+        ]
+
+
+def plot(title: str, lines: Mapping[str, Sequence[Point]], across: str, **how: Any) -> Plot | None:
+    """None where no line is left: points that are not finite are left out, and a line without dots needs two points."""
+    least = 1 if how.get("dots") or how.get("shares") else 2
+    finite = {name: [point for point in points if all(map(math.isfinite, point))] for name, points in lines.items()}
+    kept = {name: thinned(points) for name, points in finite.items() if len(points) >= least}
+    return Plot(title, kept, across, **how) if kept else None
+
+
+def intervals(title: str, rows: Mapping[str, tuple[float, float, float]], *, of: str = "") -> Plot | None:
+    """Shares with their intervals (value, low, high) by name, the first on top. None without rows."""
+    if not rows:
+        return None
+    points = [(place, *row) for place, row in enumerate(reversed(rows.values()))]
+    return Plot(title, {"": points}, "", of=of, rows=list(reversed(rows)))
+
+
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """At most MOST_POINTS, evenly spaced, both ends among them."""
+    if len(points) <= MOST_POINTS:
+        return list(points)
+    return [points[round(place * (len(points) - 1) / (MOST_POINTS - 1))] for place in range(MOST_POINTS)]
+
+
+def plain(name: str) -> str:
+    """A name that Bokeh draws as it stands: it would read $$ and \\[ as TeX, and fetch a typesetter for it."""
+    name = "".join(character if character.isprintable() else " " for character in name[:80])
+    return re.sub(r"\$\$|\\\[|\\\(", lambda found: "\u200b".join(found[0]), name)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def _about(values: Sequence[float]) -> tuple[float, float]:
+    """A little below the least and a little above the greatest; not below 0 for its own sake."""
+    low, high = min(values), max(values)
+    pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    return low - pad if low < 0 else max(0.0, low - pad), high + pad
