@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,7 +56,7 @@ def _most(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 
 def _difficulty(run: Run, name: str) -> list[Plot | None]:
     """Over the rounds: reasoning steps where they are known, words always, and the policy's pass rate by feedback."""
-    evolved, curves = run.evolved[name], run.metrics[name]
+    evolved = run.evolved[name]
     steps: dict[str, list[tuple[int, float]]] = defaultdict(list)
     words: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for problem in evolved:
@@ -65,22 +65,13 @@ def _difficulty(run: Run, name: str) -> list[Plot | None]:
             words[way].append((problem.lineage.round, len(problem.question.split())))
             if problem.depth is not None:
                 steps[way].append((problem.lineage.round, problem.depth))
-    kept = dict(curves.get("evolve/kept", []))
-    made = {step: kept.get(step, 0) + gone for step, gone in curves.get("evolve/eliminated", [])}
     measured = {int(number): one for number, one in run.result(name).get("rounds", {}).items() if one and number.isdecimal()}
     low, high = run.config["stages"][name].get("band") or (float("-inf"), float("inf"))
     rates = [(float(number), one["pass_rate"]) for number, one in measured.items() if one.get("pass_rate") is not None]
     return [
         plot("reasoning steps of a kept problem, mean", _means(steps), "round", of=name, dots=True),
         plot("words of a kept problem, mean", _means(words), "round", of=name, dots=True),
-        plot(
-            "kept so far, share",
-            {"": [(step, kept[step] / count) for step, count in made.items() if count and step in kept]},
-            "round",
-            of=name,
-            shares=True,
-            dots=True,
-        ),
+        plot("share of a round by reasoning steps", _shares(steps), "round", of=name, shares=True, dots=True),
         plot(
             "the policy's pass rate on a new problem",
             {"": rates},
@@ -108,6 +99,17 @@ def _means(values: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, Curve
             rounds[number].append(value)
         found[way] = [(float(number), sum(rounds[number]) / len(rounds[number])) for number in sorted(rounds)]
     return found
+
+
+def _shares(steps: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, Curve]:
+    """Of each number of reasoning steps: the share of each round's problems that have it."""
+    counts = Counter(row for rows in steps.values() for row in rows)
+    rounds = sorted({number for number, _ in counts})
+    whole = {number: sum(count for row, count in counts.items() if row[0] == number) for number in rounds}
+    return {
+        f"{depth:g}": [(float(number), counts[number, depth] / whole[number]) for number in rounds]
+        for depth in sorted({depth for _, depth in counts})[:8]
+    }
 
 
 def _rounds(rounds: Mapping[str, Mapping[str, Any]]) -> str:

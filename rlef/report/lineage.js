@@ -66,9 +66,9 @@
       const element = make("div", {
         class: "row" + (node.w ? " out" : "") + (node.hit ? "" : " other"), role: "treeitem", "aria-level": node.level, "aria-selected": "false",
         "aria-expanded": node.children.length ? String(isOpen(node)) : null,
-        "aria-label": `${label}${node.w ? ", eliminated" : node.f ? ", flawed" : ""}: ${node.text}`, title: label,
+        "aria-label": `${label}${node.w ? ", eliminated" : node.f ? ", flawed" : ""}: ${node.text}`
       },
-      make("span", { class: "twist", "aria-hidden": "true" }, twist), make("span", { class: "words" }, node.text),
+      make("span", { class: "twist", "aria-hidden": "true" }, twist), node.p < 0 ? null : make("span", { class: "op" }, label), make("span", { class: "words" }, node.text),
       make("span", { class: "tag" }, node.p < 0 ? (node.children.length ? `${size(node)} made` : "") : node.w ? "out" : node.f ? "flawed" : node.d ? `${node.d} step${node.d > 1 ? "s" : ""}` : ""));
       element.style.paddingLeft = 8 + 16 * (node.level - 1) + "px";
       return element;

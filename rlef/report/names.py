@@ -54,8 +54,10 @@ FLAWS = {
 MEASURES = {
     "pair_accuracy": "pairs put in the judge's order; 0.5 is guessing, 1 is perfect",
     "cross_seed_accuracy": "the same for pairs from different seeds",
+    "length_matched_accuracy": "the same for pairs whose lengths differ by a tenth at most",
     "kendall_tau": "agreement on whole ranked lists, from -1 to 1",
     "length_correlation": "of score and text length; near 0: length alone earns nothing",
+    "step_count_correlation": "of r_A and number of steps; near 0: steps alone earn nothing",
     "slope": "scale from raw scores to win rates",
     "step_auroc": "chance that a right step scores above a wrong one; 0.5 is guessing, 1 is perfect",
     "step_accuracy": "steps on the right side of 0.5",

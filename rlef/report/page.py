@@ -55,7 +55,7 @@ def page(runs: Sequence[Run]) -> str:
         rollouts.section(run),
     ]
     sections = [one for one in found if one is not None]
-    anchors = [one.anchor for one in sections]
+    anchors = {one.anchor: one.title for one in sections}
     links = "".join(f"<a href='#{text(one.anchor)}'>{text(_short(one.title))}</a>" for one in sections)
     body = "".join(
         f"<section aria-labelledby='{text(one.anchor)}'><h2 id='{text(one.anchor)}'>{text(one.title)}</h2>{one.body}</section>"

@@ -58,7 +58,7 @@ def _bar(value: float | None, most: float) -> str:
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, words: Sequence[str] = ("meaning",)) -> str:
     """Columns after the first are numbers, and stand right, but for those of `words`. Cells are escaped."""
-    kinds = [" class=n" if place and cell not in words else "" for place, cell in enumerate(head)]
+    kinds = ["" if not place else " class=w" if cell in words else " class=n" for place, cell in enumerate(head)]
     body = "".join("<tr>" + "".join(f"<td{kind}>{text(cell)}" for kind, cell in zip(kinds, row, strict=True)) for row in rows)
     heads = "".join(f"<th{kind} scope=col>{text(cell)}" for kind, cell in zip(kinds, head, strict=True))
     return (
@@ -89,7 +89,9 @@ def gain(difference: Mapping[str, Any]) -> str:
 def number(value: float | None) -> str:
     if value is None or math.isnan(value):  # a measure without data
         return "–"
-    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}"
+    if isinstance(value, float):
+        return "0" if abs(value) < 1e-6 else f"{value:.3g}"
+    return f"{value:,}"
 
 
 def percent(value: float | None) -> str:

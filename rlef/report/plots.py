@@ -23,11 +23,13 @@ PALETTE = {  # custom property of page.css -> its light value
     "--c2": "#bf3989",
     "--c3": "#1a7f37",
     "--c4": "#9a6700",
+    "--c5": "#0e7c86",
+    "--c6": "#8250df",
     "--dim": "#59636e",
     "--line": "#d5dbe1",
     "--bad": "#cf222e",
 }
-COLOURS = tuple(PALETTE[name] for name in ("--c1", "--c2", "--c3", "--c4"))
+COLOURS = tuple(PALETTE[f"--c{number}"] for number in range(1, 7))
 DASHES = ("solid", "dashed", "dotted", "dotdash")  # once the colours are used up
 MOST_POINTS = 400  # of a line; of more, evenly spaced ones are drawn, the last among them
 HEIGHT = 210
@@ -48,6 +50,7 @@ class Plot:
     low: float = -math.inf
     high: float = math.inf
     alarm: float | None = None
+    metric: str = ""  # its name in metrics.jsonl, where that helps
     note: str = ""
     rows: Sequence[str] = field(default_factory=tuple)  # y counts these, from 0 below: a chart of intervals, lying
 
@@ -63,13 +66,13 @@ class Plot:
             f"<button type=button class=key aria-pressed=true data-line={place}><i style='--k:var(--c{place % len(COLOURS) + 1})'></i>{html.escape(plain(name))}</button>"
             for place, name in enumerate(names)
         )
-        legend = f"<div class=keys>{buttons}</div>" if len(names) > 1 else ""
-        note = f"<p class=note>{html.escape(self.note)}</p>" if self.note else ""
+        metric = f"<small>{html.escape(self.metric)}</small>" if self.metric else ""
         return (
-            f"<figure class=plot id={self.key}><figcaption>{html.escape(self.title)}</figcaption>{legend}"
+            f"<figure class=plot id={self.key}><figcaption>{html.escape(self.title)}{metric}</figcaption>"
+            f"<div class=keys>{buttons if len(names) > 1 else ''}</div>"
             f"<div class=canvas tabindex=0 role=application aria-roledescription=plot style='height:{self.height}px' "
             f"aria-label='{html.escape(self.title)}. Left and right arrow keys read its values.'></div>"
-            f"<p class=values aria-live=polite></p>{note}</figure>"
+            f"<p class=values aria-live=polite></p><p class=note>{html.escape(self.note)}</p></figure>"
         )
 
     @property
@@ -95,7 +98,16 @@ class Plot:
         return re.sub(r'"(id|root_id)":"(p\d+)"', lambda one: f'"{one[1]}":"{known.setdefault(one[2], f"{self.key}.{len(known)}")}"', found)
 
     def _draw(self) -> Any:
-        from bokeh.models import BoxAnnotation, ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter, Range1d, Span
+        from bokeh.models import (
+            BasicTickFormatter,
+            BoxAnnotation,
+            ColumnDataSource,
+            FixedTicker,
+            HoverTool,
+            NumeralTickFormatter,
+            Range1d,
+            Span,
+        )
         from bokeh.plotting import figure
 
         xs = [point[0] for points in self.lines.values() for point in points]
@@ -104,7 +116,8 @@ class Plot:
             sizing_mode="stretch_width",
             tools="xbox_zoom,reset" if not self.rows else "",
             active_drag=None,
-            toolbar_location="above" if not self.rows else None,
+            toolbar_location="right" if not self.rows else None,
+            toolbar_inner=True,
             x_axis_type="log" if self.doubling else "linear",
             background_fill_color=None,
             border_fill_color=None,
@@ -128,6 +141,9 @@ class Plot:
                 axis_label_text_font_style="normal",
             )
         drawn.xaxis.axis_label = self.across
+        drawn.yaxis.formatter = BasicTickFormatter(power_limit_low=-6)
+        if not self.diagonal and not self.rows:
+            drawn.xaxis.ticker.min_interval = 1  # rounds, steps and iterations are whole
         drawn.grid.grid_line_color = PALETTE["--line"]
         drawn.grid.grid_line_alpha = 0.6
         drawn.xgrid.grid_line_color = PALETTE["--line"] if self.rows else None

@@ -82,7 +82,7 @@ def _confusion(result: dict[str, Any]) -> str:
         rows.append(f"<tr><th scope=row>{truth} steps{''.join(cells)}")
     return (
         f"<h3>Steps that score below {number(result['threshold'])} are called wrong</h3><table class=confusion><thead><tr><td>"
-        f"<th scope=col>called right<th scope=col>called wrong<tbody>{''.join(rows)}</table>"
+        f"<th class=n scope=col>called right<th class=n scope=col>called wrong<tbody>{''.join(rows)}</table>"
     )
 
 

@@ -44,11 +44,13 @@
 
     const MARKS = { right: ["✓", "good"], wrong: ["✕", "bad"], unknown: ["·", "plain"] };
 
-    function row(item) {
+    function row(item, place, all) {
+      const again = place > 0 && all[place - 1].p === item.p;
       const [sign, kind] = MARKS[verdict(item)];
       const reward = item.masked ? "not judged" : item.total !== undefined ? item.total.toFixed(2) : "";
       return make("div", { class: "row", role: "option", "aria-selected": "false", "aria-label": `${verdict(item) === "unknown" ? "" : verdict(item) + ", "}${reward ? "reward " + reward + ", " : ""}${item.problem.q}` },
-        make("span", { class: kind, "aria-hidden": "true" }, sign), make("span", { class: "words" }, item.problem.q), make("span", { class: "tag" }, reward));
+        make("span", { class: "sign " + kind, "aria-hidden": "true" }, sign),
+        make("span", { class: again ? "words again" : "words" }, again ? `again: ${item.t.at(-1)?.[0] ?? "nothing"}` : item.problem.q), make("span", { class: "tag" }, reward));
     }
 
     function meter(name, value) {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,8 +31,8 @@ def findings(run: Run) -> list[Finding]:
     return [*_progress(run), *_data(run), *_rewards(run), *_training(run), *_results(run)]
 
 
-def as_html(run: Run, anchors: Sequence[str]) -> str:
-    """Lead and sentences; a link only where the section is on the page."""
+def as_html(run: Run, anchors: Mapping[str, str]) -> str:
+    """Lead and sentences; a link only where the section is on the page. `anchors`: titles of the sections."""
     lead = (
         "A teacher rewrites seed problems into harder, easier and different ones. Two reward models learn from judged examples: r_I scores a problem, "
         "r_A the steps of an answer, where the worst step counts. The policy then learns to raise r_I × r_A"
@@ -41,7 +41,7 @@ def as_html(run: Run, anchors: Sequence[str]) -> str:
     lead += ", with known answers as a check on r_A." if known else "; no known answer enters that reward."
     rows = []
     for one in findings(run):
-        link = f" <a href='#{text(one.anchor)}' aria-label='more on this'>more</a>" if one.anchor in anchors else ""
+        link = f" <a href='#{text(one.anchor)}' aria-label='more: {text(anchors[one.anchor])}'>more</a>" if one.anchor in anchors else ""
         mark = f"<span class='mark {one.judgement}' role=img aria-label='{SPOKEN[one.judgement]}'>{MARKS[one.judgement]}</span>"
         rows.append(f"<li>{mark}<span>{text(one.words)}{link}</span>")
     return f"<p class=lead>{lead}</p><h2 id=health>Health</h2><ul class=findings>{''.join(rows)}</ul>"
@@ -87,9 +87,7 @@ def _rewards(run: Run) -> Iterator[Finding]:
     for name in run.of_kind("prm"):
         result = run.result(name)
         if result.get("step_auroc") is not None:
-            words = (
-                f"The process reward model scores a right step above a wrong one in {percent(result['step_auroc'])} of cases (its AUROC)"
-            )
+            words = f"The process reward model scores a right step above a wrong one in {percent(result['step_auroc'])} of cases, its AUROC"
             yield Finding(*_over_guessing(result, "step_auroc", words), _stage(name))
         if result.get("within_problem") is not None:
             words = f"Of a right and a wrong answer to one problem it scores the right one higher in {percent(result['within_problem'])} of cases"

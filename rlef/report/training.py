@@ -70,13 +70,14 @@ def _iterations(run: Run, name: str) -> tuple[str, Charts]:
     ]
     guarded: Charts = [
         plot(
-            f"{GUARDS[guard.name]} ({guard.rule.metric})",
+            GUARDS[guard.name],
             {"": curves[guard.rule.metric]},
             "iteration",
             of=name,
             low=guard.low,
             high=guard.high,
             alarm=guard.since,
+            metric=guard.rule.metric,
         )
         for guard in watched
         if guard.moved
@@ -115,7 +116,7 @@ def _guard_table(watched: list[Guard]) -> str:
         limits = [f"{word} {number(edge)}" for word, edge in (("at least", guard.low), ("at most", guard.high)) if math.isfinite(edge)]
         rows.append(
             f"<tr><td>{text(GUARDS[guard.name])}<td>{state}<td class=n>{number(guard.first)}<td class=n>{number(guard.now)}"
-            f"<td>{' and '.join(limits)}<td class=dim>{text(guard.rule.meaning)}"
+            f"<td>{' and '.join(limits)}<td class='w dim'>{text(guard.rule.meaning)}"
         )
     head = "<tr><th scope=col>guard<th scope=col>state<th class=n scope=col>first<th class=n scope=col>now<th scope=col>quiet while<th scope=col>an alarm says"
     return f"<div class=wide tabindex=0 role=region aria-label='Table: guards'><table><thead>{head}<tbody>{''.join(rows)}</table></div>"

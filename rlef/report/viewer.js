@@ -34,7 +34,7 @@ function search(changed) {
   return [input, make("label", {}, "words in it", input)];
 }
 
-// A list whose rows are drawn by `row(item, place)`; one is chosen, and `chosen(item)` is told. `keys(event, item)` may take other keys.
+// A list whose rows are drawn by `row(item, place, items)`; one is chosen, and `chosen(item)` is told. `keys(event, item)` may take other keys.
 function walkable({ role, name, row, chosen, keys }) {
   const list = make("div", { class: "list", role, tabindex: "0", "aria-label": name });
   const id = name.replace(/\W/g, "");
@@ -57,7 +57,7 @@ function walkable({ role, name, row, chosen, keys }) {
   function fill(now, selected, told = true) {
     items = now;
     list.replaceChildren(...items.map((item, number) => {
-      const element = row(item, number);
+      const element = row(item, number, items);
       element.id = `${id}-${number}`;
       element.addEventListener("click", event => { list.focus({ preventScroll: true }); place(number); keys?.({ key: "click", event }, items[number]); });
       return element;
