@@ -90,7 +90,20 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         default=512,
         help="lines scored at once by a rank: what a kill loses, what memory holds",
     )
-<<<<<<< HEAD
+    best = commands.add_parser(
+        "best",
+        help="best-of-N and weighted votes over several answers to each question",
+        epilog="example: python -m reward_models best --prm my_prm --input completions.jsonl --output chosen.jsonl",
+    )
+    best.add_argument("--prm", required=True, metavar="DIR", help="process or outcome reward model")
+    best.add_argument("--irm", metavar="DIR", help="instruction reward model: r_I of each question stands beside")
+    best.add_argument("--input", required=True, help='JSONL of {"question", "completions": [text, ..]}')
+    best.add_argument("--output", required=True, help="the rows with scores, best, weighted_vote, majority")
+    best.add_argument("--delimiter", default="\n", help="what ends a step")
+    best.add_argument("--answer-marker", default="####", help="what stands before the final answer")
+    best.add_argument("--form", choices=FORMS, help=TOLD)
+    best.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    best.add_argument("--batch-size", type=_above_zero(int), default=64, help="completions of a forward")
     evaluate = commands.add_parser(
         "evaluate",
         help="measure on the held-out rows of a label file, or on all rows of a benchmark",
@@ -98,21 +111,6 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     )
     evaluate.add_argument("kind", choices=KINDS, help=KIND)
     evaluate.add_argument("--model", required=True, help="folder or hub id of the reward model")
-=======
-    best = commands.add_parser("best", help="best-of-N and weighted votes over several answers to each question")
-    best.add_argument("--prm", required=True, metavar="DIR", help="process or outcome reward model")
-    best.add_argument("--irm", metavar="DIR", help="instruction reward model: r_I of each question stands beside")
-    best.add_argument("--input", required=True, help='JSONL of {"question", "completions": [text, ..]}')
-    best.add_argument("--output", required=True, help="the rows with scores, best, weighted_vote, majority")
-    best.add_argument("--delimiter", default="\n", help="what ends a step")
-    best.add_argument("--answer-marker", default="####", help="what stands before the final answer (default: ####)")
-    best.add_argument("--form", choices=FORMS, help=TOLD)
-    best.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    best.add_argument("--batch-size", type=_above_zero(int), default=64, help="completions of a forward")
-    evaluate = commands.add_parser("evaluate", help="measure on the held-out rows of a label file, or on all rows of a benchmark")
-    evaluate.add_argument("kind", choices=["irm", "prm", "orm"])
-    evaluate.add_argument("--model", required=True)
->>>>>>> 5709eeb (Best-of-N and weighted votes over completions: python -m reward_models best)
     evaluate.add_argument("--labels", required=True, help="label file; prm also ProcessBench, PRM800K, ..; irm also RewardBench")
     threshold = evaluate.add_mutually_exclusive_group()
     threshold.add_argument("--threshold", type=float, help="prm: first step under it is the first error (default: as training fixed it)")

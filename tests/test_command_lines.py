@@ -71,7 +71,7 @@ def test_every_example_is_a_right_command(example, monkeypatch):
         ("rlef", "convert a b --to step", "did you mean `steps`?"),
         ("rlef", "run", "the following arguments are required: config\n"),
         ("rlef", "plan configs/quickstart.yaml", "the following arguments are required: --gpu-memory\n"),
-        ("python -m reward_models", "trian", "'trian' is none of train, score, evaluate, convert, serve; did you mean `train`?"),
+        ("python -m reward_models", "trian", "'trian' is none of train, score, best, evaluate, convert, serve; did you mean `train`?"),
         ("python -m reward_models", "train prn", "kind: 'prn' is none of irm, prm, orm; did you mean `prm`?"),
         ("python -m reward_models", "serve --modle x", "unrecognized arguments: --modle x"),
         ("python -m reward_models", "serve --prn x", "did you mean `--prm`?"),

@@ -26,15 +26,17 @@ def add(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "chat",
         help="ask a run's policy questions, and see the score of each step",
-        epilog="example: rlef chat runs/quickstart; one question a line, from a file: rlef chat runs/quickstart --json < questions.txt",
+        epilog="example: rlef chat runs/quickstart\nexample: rlef chat runs/quickstart --stage ppo --temperature 1 --seed 3",
     )
     command.add_argument("run_dir", metavar="RUN", help="run directory")
     command.add_argument("--stage", metavar="NAME", help="the stage that trained the policy (default: the last)")
-    command.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="0: the likeliest token each (default: 0)")
+    command.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="0: the likeliest token each")
     command.add_argument("--max-tokens", type=_tokens, metavar="N", help="of an answer (default: as in the stage)")
-    command.add_argument("--seed", type=int, default=0, help="of the answers at a temperature above 0 (default: 0)")
+    command.add_argument("--seed", type=int, default=0, help="of the answers at a temperature above 0")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    command.add_argument("--json", action="store_true", help="an answer and its scores as one line of JSON each")
+    command.add_argument(
+        "--json", action="store_true", help="answers as lines of JSON, with their scores; questions may come from a pipe, one a line"
+    )
     command.set_defaults(run=run)
 
 

@@ -24,8 +24,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "export",
         help="write a run's policy or reward model into a folder with a model card",
-        epilog="example: rlef export runs/quickstart --policy exported --stage ppo; "
-        f"to a hub: {TOKEN}=.. rlef export runs/quickstart --prm my_prm --push me/my-prm",
+        epilog="example: rlef export runs/quickstart --policy exported --stage ppo\n"
+        "example: rlef export runs/quickstart --prm my_prm --push me/my-prm",
     )
     command.add_argument("run_dir", metavar="RUN", help="run directory")
     wanted = command.add_mutually_exclusive_group(required=True)

@@ -26,11 +26,11 @@ def add(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "watch",
         help="show a run as it goes on: stages, time left, curves, last answers; Ctrl-C leaves",
-        epilog="example: rlef watch runs/quickstart; over ssh: ssh -t HOST rlef watch runs/quickstart",
+        epilog="example: rlef watch runs/quickstart\nexample: rlef watch runs/quickstart --once",
     )
     command.add_argument("run_dir", metavar="RUN", help="run directory, of a run that was started anywhere")
     command.add_argument("--once", action="store_true", help="print it as it is now and end (so too without a terminal)")
-    command.add_argument("--every", type=_seconds, default=2.0, metavar="S", help="seconds between two looks (default: 2)")
+    command.add_argument("--every", type=_seconds, default=2.0, metavar="S", help="seconds between two looks")
     command.set_defaults(run=run)
 
 
