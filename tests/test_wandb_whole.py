@@ -77,6 +77,10 @@ def test_each_stage_is_one_run_of_the_group_and_the_killed_start_has_its_id(runs
         ("the run", f"the run/{name}", name) for name in config.stages
     }
     assert len(list((root / "wandb").glob("offline-run-*"))) == len(config.stages)
+    shown = subprocess.run(
+        [sys.executable, "-m", "wandb", "sync", "--dry-run", str(root / "wandb")], capture_output=True, text=True, check=True
+    )
+    assert f"Would sync {len(config.stages)} run(s)" in shown.stderr + shown.stdout  # what was cut off is not among them
     (cut_off,) = (root / "wandb" / wandb.CUT_OFF).glob("*/*.wandb")
     assert cut_off.parent.name.endswith(f"-{found['ppo'].run_id}") and found["ppo"].run_id == RunDir(root).info()["wandb"]["ppo"]
     assert wandb_records.read(cut_off).run_id in ("", found["ppo"].run_id)  # W&B's process dies with what it had not written yet
