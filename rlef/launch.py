@@ -115,15 +115,17 @@ def call(
         tracker.restore(None)  # a stage that goes on from a checkpoint puts its rows back
     if config.launch.deepspeed is not None:
         announce_one_rank()
+    done = False
     try:
         context = StageContext(name, config, stage, {key: Path(value) for key, value in inputs.items()}, folder, tracker, run.journal_file)
         result = getattr(importlib.import_module(module), attribute)(context)
         tracker.summary({stage.kind: result})
         if tracker.backends:
             tracker.artifact(output_of(run, name, stage.kind, result))
+        done = True
         return result
     finally:
-        tracker.close()
+        tracker.close(failed=not done)
         _give_back_memory()
 
 

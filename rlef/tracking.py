@@ -21,7 +21,7 @@ from rlef.run_dir import METRICS
 from rlef.trackers import tensorboard, trackio, wandb
 from rlef.trackers.base import Artifact, Backend, Start
 
-ALERT = "alert"  # in a row of metrics.jsonl: its name, beside `message`
+ALERTS = "alerts"  # in a row of metrics.jsonl: name -> what was told
 
 
 class Tracker:
@@ -49,25 +49,27 @@ class Tracker:
     def wandb_id(self) -> str | None:
         return next((backend.id for backend in self.backends if isinstance(backend, wandb.WandbRun)), None)
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        """One row at `step`. Values that are not finite are written as null: JSON has no NaN."""
+    def log(self, metrics: dict[str, float], step: int, alerts: Mapping[str, str] | None = None) -> None:
+        """One row at `step`. Values that are not finite are written as null: JSON has no NaN. `alerts`: name -> what to tell the user now,
+        here and in the services."""
         self._catch_up()
         clean = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
-        self._write(clean, step)
-        self._send(clean, step)
-
-    def _write(self, values: Mapping[str, Any], step: int) -> None:
         if self.file is not None:
-            row = {"stage": self.stage, "step": step, "time": round(time.time(), 3), **values}
+            row = {"stage": self.stage, "step": step, "time": round(time.time(), 3)} | clean | ({ALERTS: dict(alerts)} if alerts else {})
             with self.file.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(row) + "\n")
+            for message in (alerts or {}).values():
+                print(f"  alarm: {message}", file=sys.stderr, flush=True)
+        self._send(clean, step, alerts or {})
 
-    def _send(self, row: Mapping[str, float | None], step: int) -> None:
+    def _send(self, row: Mapping[str, float | None], step: int, alerts: Mapping[str, str]) -> None:
         """To each service what it has not: one that goes on under its id keeps what an earlier start told it."""
         numbers = {name: value for name, value in row.items() if value is not None}
         for backend in self.backends:
             if self.rows >= backend.have:
                 backend.log(numbers, step)
+                for name, message in alerts.items():
+                    backend.alert(f"{self.stage}: {name.replace('_', ' ')}", message, step)
         self.rows, self.step = self.rows + 1, step
 
     def keep(self, folder: Path) -> None:
@@ -88,30 +90,14 @@ class Tracker:
             return
         self.behind = False
         for row in (json.loads(line) for stage, line in _rows(self.file) if stage == self.stage):
-            if ALERT in row:
-                for backend in self.backends:
-                    if backend.have == 0:
-                        backend.alert(self._title(row[ALERT]), row["message"], row["step"])
-            else:
-                self._send({name: value for name, value in row.items() if isinstance(value, float) and name != "time"}, row["step"])
+            numbers = {name: value for name, value in row.items() if isinstance(value, float) and name != "time"}
+            self._send(numbers, row["step"], row.get(ALERTS, {}))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table for the services; files keep the full rows."""
         self._catch_up()
         for backend in self.backends:
             backend.table(name, columns, rows, self.step)
-
-    def alert(self, name: str, message: str) -> None:
-        """Tell the user now, here and in the services, and leave a row without figures. It is of the last row's step: log that first."""
-        self._catch_up()
-        if self.file is not None:
-            print(f"  alarm: {message}", file=sys.stderr, flush=True)
-        self._write({ALERT: name, "message": message}, self.step)
-        for backend in self.backends:
-            backend.alert(self._title(name), message, self.step)
-
-    def _title(self, name: str) -> str:
-        return f"{self.stage}: {name.replace('_', ' ')}"
 
     def plot(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
         """A line for the services, of the second column over the first."""
@@ -214,10 +200,11 @@ class Tracker:
 
         return Log()
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
+        """`failed`: the stage did not end, and can be gone on with."""
         self._catch_up()
         for backend in self.backends:
-            backend.finish()
+            backend.finish(failed=failed)
 
 
 def _named(prefix: str, name: str) -> str:

@@ -91,12 +91,13 @@ def test_rows_and_alerts_are_those_of_metrics_jsonl(runs):
     root, found, shown = runs
     for stage, run in found.items():
         logged = rows(root, stage)
-        want = [
-            {key: value for key, value in row.items() if isinstance(value, float) and key != "time"} for row in logged if "alert" not in row
+        want = [{key: value for key, value in row.items() if isinstance(value, float) and key != "time"} for row in logged]
+        assert run.rows == [row | {"global_step": one["step"]} for row, one in zip(want, logged, strict=True)], stage
+        told = [
+            (f"{stage}: {name.replace('_', ' ')}", f"step {row['step']}: {message}")
+            for row in logged
+            for name, message in row.get("alerts", {}).items()
         ]
-        steps = [row["step"] for row in logged if "alert" not in row]
-        assert run.rows == [row | {"global_step": step} for row, step in zip(want, steps, strict=True)], stage
-        told = [(f"{stage}: {row['alert'].replace('_', ' ')}", f"step {row['step']}: {row['message']}") for row in logged if "alert" in row]
         assert run.alerts == told and len({title for title, _ in told}) == len(told), stage
         assert all(text.split(": ", 1)[1] in shown for _, text in told)
     assert [row["global_step"] for row in found["ppo"].rows] == list(range(1, 13))

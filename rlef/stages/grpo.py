@@ -56,10 +56,7 @@ class Practice:
         answers = sample_answers(generator, chosen, settings.samples_per_prompt, self.params, seed=ctx.seed, iteration=iteration)
         self.samples = score_answers(self.reward, answers)
         metrics = sample_metrics(self.samples)
-        raised = self.alarms.raised(iteration + 1, metrics)
-        ctx.tracker.log(metrics, iteration + 1)
-        for name, message in raised.items():
-            ctx.tracker.alert(name, message)
+        ctx.tracker.log(metrics, iteration + 1, self.alarms.raised(iteration + 1, metrics))
         if dist.is_main():
             rollouts = [as_rollout(sample, iteration + 1) for sample in self.samples[:KEPT_ROLLOUTS]]
             write_jsonl(ctx.folder / "rollouts.jsonl", rollouts)

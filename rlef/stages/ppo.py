@@ -183,11 +183,9 @@ def run(ctx: StageContext) -> dict:
             if rate is not None:
                 metrics["perf/mfu"] = operations / (times["time/update"] * rate * dist.world())
             raised = alarms.raised(iteration + 1, metrics)
-            ctx.tracker.log(metrics, iteration + 1)
             if unjudged:
-                ctx.tracker.alert("unjudged", f"iteration {iteration + 1}: no answer could be judged, and nothing was learned from it")
-            for name, message in raised.items():
-                ctx.tracker.alert(name, message)
+                raised["unjudged"] = f"iteration {iteration + 1}: no answer could be judged, and nothing was learned from it"
+            ctx.tracker.log(metrics, iteration + 1, raised)
             advance(1, reward=metrics["reward/total"], kl=metrics["ppo/kl"], length=metrics["rollout/length"])
             last = samples
             if dist.is_main():

@@ -55,7 +55,7 @@ class TensorBoard:
     def summary(self, values: Mapping[str, float]) -> None:
         self.writer.add_text("summary", _code(dict(values)))
 
-    def finish(self) -> None:
+    def finish(self, *, failed: bool) -> None:
         self.writer.close()
 
 

@@ -54,6 +54,6 @@ class Trackio:
     def summary(self, values: Mapping[str, float]) -> None:
         self.run.log({f"summary/{name}": value for name, value in values.items()})
 
-    def finish(self) -> None:
+    def finish(self, *, failed: bool) -> None:
         with contextlib.redirect_stdout(sys.stderr):
             self.run.finish()

@@ -73,6 +73,7 @@ class WandbRun:
     def __init__(self, run: Any, artifact_mb: float | None) -> None:
         self.run, self.artifact_mb = run, artifact_mb
         self.have = run.starting_step  # 0 offline, where every start is a new file
+        self.told: set[str] = set()
 
     @property
     def id(self) -> str:
@@ -90,6 +91,10 @@ class WandbRun:
         self.run.log({name: wandb.plot.line(_table(columns, rows), columns[0], columns[1], title=name), "global_step": step})
 
     def alert(self, title: str, text: str, step: int) -> None:
+        """A message to whoever follows the run: of each title the first alone."""
+        if title in self.told:
+            return
+        self.told.add(title)
         self.run.alert(title=title[:63], text=f"step {step}: {text}", level="WARN")  # W&B takes no longer title
 
     def artifact(self, artifact: Artifact) -> None:
@@ -122,8 +127,8 @@ class WandbRun:
     def summary(self, values: Mapping[str, float]) -> None:
         self.run.summary.update(dict(values))
 
-    def finish(self) -> None:
-        self.run.finish()
+    def finish(self, *, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:

@@ -27,7 +27,11 @@ class Recorded:
     alerts: list[tuple[str, str]] = field(default_factory=list)  # title, text
     artifacts: list[Any] = field(default_factory=list)  # W&B's ArtifactRecord, those of tables too
     system: list[dict[str, float]] = field(default_factory=list)
-    ended: bool = False
+    exit_code: int | None = None  # None: the end is missing
+
+    @property
+    def ended(self) -> bool:
+        return self.exit_code is not None
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -73,7 +77,7 @@ def read(file: Path) -> Recorded:
         elif kind == "stats":
             found.system.append(_nested(record.stats.item))
         elif kind == "exit":
-            found.ended = True
+            found.exit_code = record.exit.exit_code
     return found
 
 

@@ -57,8 +57,8 @@ def test_all_that_is_logged_is_in_the_file(offline, tmp_path):
     root.mkdir()
     tracker = opened(root)
     for step, reward in ((1, 0.5), (2, 0.75), (3, 0.25)):
-        tracker.log({"reward/total": reward, "ppo/kl": 1.0 / step, "x": float("nan")}, step)
-    tracker.alert("reward_gap", "it games the reward")
+        told = {"reward_gap": f"it games the reward in {step}"} if step != 1 else {}
+        tracker.log({"reward/total": reward, "ppo/kl": 1.0 / step, "x": float("nan")}, step, told)
     tracker.table("rollouts", ["text", "steps"], [["2 < 3 | a", Html("<b>2 &lt; 3</b>", "2 < 3")]])
     tracker.plot("prm/calibration", ["mean score", "share right"], [[0.1, 0.2], [0.9, 0.8]])
     tracker.summary({"ppo": {"iterations": 3, "deep": {"pass@1": 0.5}, "text": "not a figure"}})
@@ -80,7 +80,7 @@ def test_all_that_is_logged_is_in_the_file(offline, tmp_path):
     assert run.metrics["*"][0] == "global_step" and run.metrics["reward/total"] == ("global_step", {"max"})
     assert run.summary["reward/total"] == {"last": 0.25, "max": 0.75} and run.summary["ppo/kl"] == {"last": 1 / 3, "max": 1.0}
     assert run.summary["ppo/iterations"] == 3 and run.summary["ppo/deep/pass@1"] == 0.5 and "ppo/text" not in run.summary
-    assert run.alerts == [("ppo: reward gap", "step 3: it games the reward")]
+    assert run.alerts == [("ppo: reward gap", "step 2: it games the reward in 2")]  # once
     assert set(run.tables) == {"rollouts", "prm/calibration_table"}
     table = json.loads((files / run.tables["rollouts"]["path"]).read_text())
     assert table["columns"] == ["text", "steps"] and table["data"][0][0] == "2 < 3 | a"
@@ -120,29 +120,25 @@ def test_a_stage_that_goes_on_is_the_same_run_with_each_row_and_alert_once(offli
     checkpoint.mkdir()
     first = opened(tmp_path)
     for step in (1, 2, 3):
-        first.log({"reward/total": step / 10}, step)
-        if step != 3:
-            first.alert(f"at_{step}", "told")
+        first.log({"reward/total": step / 10}, step, {f"at_{step}": "told"})
         if step == 2:
             first.keep(checkpoint)
-    first.alert("lost", "after the checkpoint")
     identity = first.wandb_id
-    first.close()  # a kill leaves the file shorter; what counts is what the next start makes of it
+    first.close(failed=True)
 
     second = opened(tmp_path, identity)
     second.restore(checkpoint)
     for step in (3, 4):
-        second.log({"reward/total": step / 10}, step)
-    second.alert("at_4", "told")
+        second.log({"reward/total": step / 10}, step, {"at_4": "told"} if step == 4 else None)
     second.close()
     run, _ = written(tmp_path, identity)
     before, _ = written(tmp_path, identity, wandb.CUT_OFF)
     assert run.run_id == before.run_id == identity
     assert run.rows == [{"reward/total": step / 10, "global_step": step} for step in (1, 2, 3, 4)]
     assert run.alerts == [(f"ppo: at {step}", f"step {step}: told") for step in (1, 2, 4)]
-    assert len(before.rows) == 3 and before.alerts[-1][0] == "ppo: lost"
+    assert (before.exit_code, run.exit_code) == (1, 0) and len(before.rows) == 3 and before.alerts[-1][0] == "ppo: at 3"
     kept = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row.get("alert") for row in kept] == [None, "at_1", None, "at_2", None, None, "at_4"]
+    assert [row.get("alerts") for row in kept] == [{"at_1": "told"}, {"at_2": "told"}, None, {"at_4": "told"}]
     assert capsys.readouterr().err.count("alarm") == 4
 
 
@@ -174,15 +170,13 @@ class Recorder:
 def test_a_service_that_kept_the_rows_of_an_earlier_start_gets_only_those_that_it_has_not(tmp_path):
     before = Tracker("ppo", tmp_path / "m.jsonl", quiet=True)
     for step in (1, 2):
-        before.log({"a": step}, step)
-        before.alert("kl", "far")
+        before.log({"a": step}, step, {"kl": "far"})
     fresh, kept = Recorder(), Recorder(have=3)  # the server holds a row more than the checkpoint that the stage goes on from
     tracker = Tracker("ppo", tmp_path / "m.jsonl", [fresh, kept], quiet=True)
     for step in (3, 4):
-        tracker.log({"a": step}, step)
-    tracker.alert("kl", "far")
-    assert fresh.told == [(1, {"a": 1}), (1, "ppo: kl"), (2, {"a": 2}), (2, "ppo: kl"), (3, {"a": 3}), (4, {"a": 4}), (4, "ppo: kl")]
-    assert kept.told == [(4, {"a": 4}), (4, "ppo: kl")]
+        tracker.log({"a": step}, step, {"kl": "far"})
+    told = [(1, {"a": 1}), (1, "ppo: kl"), (2, {"a": 2}), (2, "ppo: kl"), (3, {"a": 3}), (3, "ppo: kl"), (4, {"a": 4}), (4, "ppo: kl")]
+    assert fresh.told == told and kept.told == told[-2:]
 
 
 def test_online_the_inputs_become_edges_and_one_that_is_missing_is_told(capsys):

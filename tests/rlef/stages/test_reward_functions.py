@@ -146,15 +146,13 @@ def test_ppo_skips_an_iteration_without_a_judged_answer_and_stops_after_three_in
     # Two iterations of nothing, one of all, then nothing again: 8 answers an iteration, each asked once.
     text = "calls = 0\ndef grade(question, steps, answer, gold):\n    global calls\n    calls += 1\n    return 0.5 if 16 < calls <= 24 else None\n"
     (tmp_path / "r.py").write_text(text)
-    told = []
-    monkeypatch.setattr(Tracker, "alert", lambda self, name, message: told.append((name, message)))
     monkeypatch.setattr("rlef.rl.reward.split_steps", one_step)
     with pytest.raises(UserError, match="ppo: in 3 iterations in a row not one answer could be judged, the last is 6"):
         ppo.run(context(tmp_path / "gaps", inputs, ppo_stage(tmp_path / "r.py", iterations=8, kl_target=0.5)))
     found = rows(tmp_path / "gaps")
     assert [row["reward/masked"] for row in found] == [1, 1, 0, 1, 1] and [row["optim/steps"] for row in found] == [0, 0, 4, 0, 0]
     assert [row["reward/total"] for row in found][:2] == [None, None] and found[0]["ppo/kl_coef"] == found[2]["ppo/kl_coef"] == 0.02
-    assert [message.split(":")[0] for name, message in told if name == "unjudged"] == [f"iteration {n}" for n in (1, 2, 4, 5)]
+    assert [row["alerts"]["unjudged"].split(":")[0] for row in found if row["reward/masked"]] == [f"iteration {n}" for n in (1, 2, 4, 5)]
     assert not (tmp_path / "gaps" / "model").exists()
 
 
