@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from rlef.trackers.base import Artifact, Start, plain_rows
 def start(one: Start) -> Trackio:
     """A stage that goes on begins its run anew, with the rows that it has."""
     try:
-        import trackio
+        trackio: Any = importlib.import_module("trackio")  # where it is missing a type checker would take this file for it
     except ImportError:
         raise UserError("tracking.backends: trackio is not installed", fix="pip install 'rlef[trackio]'") from None
     project, name = one.settings.project, f"{one.root.name}/{one.stage}"
@@ -23,7 +24,7 @@ def start(one: Start) -> Trackio:
             for earlier in [run for run in trackio.Api().runs(project) if run.name == name]:
                 earlier.delete()
         run = trackio.init(project, name=name, group=one.settings.group or one.root.name, config=one.parameters, embed=False)
-    return Trackio(run)
+    return Trackio(run, trackio)
 
 
 class Trackio:
@@ -31,16 +32,14 @@ class Trackio:
 
     have = 0
 
-    def __init__(self, run: Any) -> None:
-        self.run = run
+    def __init__(self, run: Any, module: Any) -> None:
+        self.run, self.module = run, module
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         self.run.log(dict(row), step=step)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
-        import trackio
-
-        self.run.log({name: trackio.Table(columns=list(columns), data=plain_rows(rows))}, step=step)
+        self.run.log({name: self.module.Table(columns=list(columns), data=plain_rows(rows))}, step=step)
 
     def plot(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[float]], step: int) -> None:
         self.table(name, columns, rows, step)
@@ -56,4 +55,4 @@ class Trackio:
 
     def finish(self, *, failed: bool) -> None:
         with contextlib.redirect_stdout(sys.stderr):
-            self.run.finish()
+            self.module.finish()

@@ -134,7 +134,7 @@ class WandbRun:
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     import wandb
 
-    cells = [[wandb.Html(cell.markup, inject=False) if isinstance(cell, Html) else cell for cell in row] for row in rows]
+    cells: list[Any] = [[wandb.Html(cell.markup, inject=False) if isinstance(cell, Html) else cell for cell in row] for row in rows]
     return wandb.Table(columns=list(columns), data=cells)
 
 
