@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rlef.run_dir import RunDir, digest, folder_digests
-from rlef.trackers.base import Artifact
+from rlef.trackers.base import Artifact, figures
 
 TYPES = {
     "problems": "dataset",
@@ -29,6 +30,7 @@ TYPES = {
     "report": "report",
 }
 ALIAS_LENGTH = 12  # hexadecimal digits of a fingerprint
+MOST_FIGURES = 90  # of a result: W&B's metadata hold 100 keys
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def output_of(run: RunDir, name: str, kind: str, result: Mapping[str, Any]) -> A
     files = {file: folder / file for file in digests}
     if kind == "report" and (page := run.root / "report.html").is_file():
         files[page.name] = page
-    metadata = {"stage": name, "kind": kind, "digest": digest(digests), "fingerprint": digest(fingerprint), "result": dict(result)}
+    told = dict(islice(figures(result), MOST_FIGURES))
+    metadata = {"stage": name, "kind": kind, "digest": digest(digests), "fingerprint": digest(fingerprint), "result": told}
     return Artifact(artifact_name(run.root, name), TYPES[kind], files, ("latest", alias(fingerprint)), metadata)
 
 

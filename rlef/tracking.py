@@ -19,7 +19,7 @@ from rlef import live
 from rlef.config import TrackingSection
 from rlef.run_dir import METRICS
 from rlef.trackers import tensorboard, trackio, wandb
-from rlef.trackers.base import Artifact, Backend, Start
+from rlef.trackers.base import Artifact, Backend, Start, figures
 
 ALERTS = "alerts"  # in a row of metrics.jsonl: name -> what was told
 
@@ -106,9 +106,9 @@ class Tracker:
             backend.plot(name, columns, rows, self.step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Figures of the whole stage, however deep they lie: {"evaluate": {"ppo": {"pass@1": 0.5}}} is evaluate/ppo/pass@1."""
+        """Figures of the whole stage, by the names that `figures` gives them."""
         for backend in self.backends:
-            backend.summary(dict(_flat(values)))
+            backend.summary(dict(figures(values)))
 
     def artifact(self, artifact: Artifact) -> None:
         """What the stage leaves, for services that keep it."""
@@ -267,14 +267,6 @@ def _lines(description: str, total: int, before: int, every: float = 20.0) -> Ca
             state["next"] = now + every
 
     return advance
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float):
-            yield f"{prefix}{name}", value
 
 
 def _backends(one: Start) -> list[Backend]:

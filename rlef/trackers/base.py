@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,3 +65,12 @@ class Backend(Protocol):
 def plain_rows(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     """For a service that shows text alone."""
     return [[cell.plain if isinstance(cell, Html) else cell for cell in row] for row in rows]
+
+
+def figures(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """All finite numbers, however deep they lie: {"ppo": {"pass@1": 0.5}} is ppo/pass@1. Lists are left out."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from figures(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and math.isfinite(value):
+            yield f"{prefix}{name}", value

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlef.config import TrackingSection
-from rlef.lineage import output_of
+from rlef.config import STAGE_TYPES, TrackingSection
+from rlef.lineage import TYPES, output_of
 from rlef.run_dir import RunDir, digest
 from rlef.trackers import wandb, wandb_records
 from rlef.trackers.base import Artifact, Html
@@ -215,8 +215,9 @@ def test_an_artifact_names_what_went_in_and_what_came_out(tmp_path):
     folder = run.start("sft", {"sft.lr": "1"})
     (folder / "model").mkdir()
     (folder / "model" / "w").write_text("weights")
-    artifact = output_of(run, "sft", "sft", {"loss": 0.5})
+    artifact = output_of(run, "sft", "sft", {"loss": 0.5, "nan": float("nan"), "by": {"depth": {"1": 2}}, "list": [1]})
     assert artifact.name == "my-run-sft" and artifact.type == "policy" and artifact.files == {"model/w": folder / "model" / "w"}
     assert artifact.aliases == ("latest", digest({"sft.lr": "1"})[:12])
     run.finish("sft", {"sft.lr": "1"}, 1.0, {})
-    assert artifact.metadata["digest"] == run.outputs_digest("sft") and artifact.metadata["result"] == {"loss": 0.5}
+    assert artifact.metadata["digest"] == run.outputs_digest("sft") and artifact.metadata["result"] == {"loss": 0.5, "by/depth/1": 2}
+    assert set(TYPES) == set(STAGE_TYPES)
