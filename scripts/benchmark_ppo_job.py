@@ -18,7 +18,7 @@ import contextlib
 import ctypes
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def ppo_ours(job: dict[str, Any]) -> dict[str, Any]:
     clock = Clock()
 
     class Timed(Tracker):
-        def log(self, metrics: dict[str, float], step: int) -> None:
+        def log(self, metrics: dict[str, float], step: int, alerts: Mapping[str, str] | None = None) -> None:
             for name in ("rollout", "reward", "update"):
                 clock.phases[name] = clock.phases.get(name, 0.0) + metrics[f"time/{name}"]
             clock.iteration()
