@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 
@@ -12,7 +13,7 @@ from reward_models.errors import UserError as RewardModelsError
 from reward_models.nearest import meant
 from reward_models.terminal import inert
 from rlef import __version__
-from rlef.commands import chat, check, compare, convert, doctor, export, init, plan, report, run, stage, watch
+from rlef.commands import chat, check, compare, completion, convert, doctor, export, init, plan, report, run, stage, watch
 from rlef.errors import UserError
 
 COMMANDS = (
@@ -27,6 +28,7 @@ COMMANDS = (
     convert,
     export,
     chat,
+    completion,
     stage,
 )
 
@@ -43,6 +45,7 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     for command in COMMANDS:
         command.add(commands)
     commands.metavar = f"{{{','.join(name for name in commands.choices if name not in stage.STAGES)},STAGE}}"
+    commands.choices["completion"].set_defaults(parser=main)
     return main, dict(commands.choices)
 
 
@@ -54,7 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
     quiet()
     before = stopping.listen()
     try:
-        return options.run(options)
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return 128 + signal.SIGPIPE
     except (UserError, RewardModelsError) as error:
         print(inert(f"error: {error}"), file=sys.stderr)
         return 2
@@ -68,6 +77,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads what is printed any more (`rlef plan CONFIG | head`)."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print, at the end too
+        return True
+    return False
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -62,6 +62,7 @@ HOMES = {
     "vllm": {"rlef/rollout/colocated.py"},
     "trl": {"rlef/stages/sft.py", "rlef/stages/dpo.py", "rlef/stages/grpo.py", "rlef/stages/rollouts.py"},
     "wandb": {"rlef/trackers/wandb.py", "rlef/trackers/wandb_records.py"},
+    "shtab": {"rlef/commands/completion.py"},
     "datasketch": {"rlef/evolution/decontamination.py"},
     "openai": {"rlef/rollout/remote.py"},
     "fastapi": {"reward_models/serving/app.py"},

@@ -213,6 +213,13 @@ def test_a_run_that_cannot_be_kept_and_a_report_of_nothing(write, tmp_path, caps
     assert "no such run directory" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["completion", "bash"], ["check", "configs/quickstart.yaml"]])
+def test_a_reader_that_leaves_is_no_error(words):
+    child = subprocess.Popen([sys.executable, "-m", "rlef", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdout.close()
+    assert child.stderr.read() == b"" and child.wait() == 141
+
+
 def test_a_gpu_that_is_not_there(monkeypatch):
     import torch
 
