@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import signal
 import sys
 
@@ -81,12 +82,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _reader_left() -> bool:
     """Whether nobody reads what is printed any more (`rlef plan CONFIG | head`)."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print, at the end too
-        return True
-    return False
+    asked = select.poll()
+    asked.register(sys.stdout.fileno(), select.POLLOUT)
+    left = any(event & select.POLLERR for _, event in asked.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written when Python ends
+    return left
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

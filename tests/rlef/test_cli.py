@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -47,10 +47,11 @@ def mistakes(file, *overrides):
 @pytest.mark.parametrize("words,limit", [(["--help"], 0.3), (["check", "configs/quickstart.yaml"], 1.0)])
 def test_it_answers_at_once(words, limit):
     times = []
-    for _ in range(3):  # the best of three: other work may run on this machine
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-m", "rlef", *words], cwd=ROOT, check=True, capture_output=True)
-        times.append(time.monotonic() - began)
+    for _ in range(3):  # seconds of the processor, the best of three: other work may run on this machine
+        child = subprocess.Popen([sys.executable, "-m", "rlef", *words], cwd=ROOT, stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(child.pid, 0)
+        assert status == 0
+        times.append(used.ru_utime + used.ru_stime)
     assert min(times) < limit
 
 
