@@ -175,6 +175,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
+    from reward_models.quiet import quiet
+
+    quiet()
     before = stopping.listen() if options.command == "train" else None
     try:
         commands = {"train": _train, "score": _score, "best": _best, "evaluate": _evaluate, "convert": _convert, "serve": _serve}

@@ -53,7 +53,7 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
 def main(arguments: list[str] | None = None) -> int:
     """0 done; 2 a user's mistake; 75 stopped by SIGTERM (run again to go on); 130 by Ctrl-C."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    from rlef.launch import quiet
+    from reward_models.quiet import quiet
 
     quiet()
     before = stopping.listen()

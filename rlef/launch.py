@@ -7,10 +7,8 @@ import ctypes
 import gc
 import importlib
 import json
-import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,22 +24,6 @@ from rlef.tracking import Tracker
 if TYPE_CHECKING:
     from rlef.nodes import Lead
     from rlef.pipeline import Kind
-
-
-def quiet() -> None:
-    """Third-party chatter off; what matters of it becomes an error."""
-    for key, value in {
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "DATASETS_VERBOSITY": "error",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "TRL_EXPERIMENTAL_SILENCE": "1",
-        "TQDM_DISABLE": "1",  # the bars of loading a GGUF file; ours are rich's
-        "PYTHONWARNINGS": "ignore",  # for the processes that torchrun starts
-    }.items():
-        os.environ.setdefault(key, value)
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
 
 
 def run_stage(

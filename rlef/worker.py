@@ -13,10 +13,11 @@ from typing import NoReturn
 
 from reward_models import disk, stopping
 from reward_models.errors import UserError as RewardModelsError
+from reward_models.quiet import quiet
 from rlef.children import end_with, end_with_parent
 from rlef.engines import dist
 from rlef.errors import UserError
-from rlef.launch import call, quiet
+from rlef.launch import call
 from rlef.load_config import parse_config
 from rlef.run_dir import ERROR, FAILURE, RunDir, write_json
 

@@ -515,7 +515,7 @@ def main(arguments: list[str] | None = None) -> int:
     config = {"model": MODEL, "teacher": teacher, "launch": launch, "stages": STAGES}
     (out / "chaos.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     runs = Runs(out / "chaos.yaml", out / "log.txt")
-    from rlef.launch import quiet
+    from reward_models.quiet import quiet
 
     quiet()
     warm_up()

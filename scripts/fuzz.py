@@ -34,8 +34,8 @@ from typing import Any
 from fuzz_cases import answer, damaged
 from fuzz_doors import AnswerDoors, FileDoors
 
+from reward_models.quiet import quiet
 from rlef import answers
-from rlef.launch import quiet
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 1.0  # of processor time, a text and door
