@@ -40,6 +40,7 @@ An *input* is a stage before this one, or a folder; left out it is the nearest s
 (a list of them shares the load), or a function of yours, `FILE.py:FUNCTION`. An unknown key, a value out of its range and stages that do not fit together are told before
 anything runs, all at once. `null` stands for "not set". Secrets are no keys: they are read from the environment (`OPENAI_API_KEY` or what `teacher.api_key_env` names,
 `REWARD_MODELS_TOKEN`, `WANDB_API_KEY`, `HF_TOKEN`). Paths are taken from the folder that the command is started in.
+[MIGRATION.md](MIGRATION.md) has the keys of TRL's PPOTrainer and PRMTrainer and of OpenRLHF beside ours.
 
 """
 

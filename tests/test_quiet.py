@@ -21,10 +21,8 @@ OURS = [
     r"report: .*",
 ]
 SMALL = [
-    "problems.seeds=24", "problems.held_out=16", "evolve.rounds=1", "evolve.per_round=24", "respond.count=12", "sft.max_steps=4", "sft.eval_every=2",
-    "sft.batch_size=8", "label.lists=8", "label.count=8", "label.max_tokens=16", "ppo.iterations=2", "ppo.critic_warmup=0", "ppo.max_tokens=16",
-    "dpo.count=8", "dpo.max_tokens=16", "dpo.batch_size=8", "grpo.iterations=1", "grpo.max_tokens=16", "evaluate.count=4", "evaluate.vote_count=2",
-    "evaluate.max_tokens=16", "irm.batch_size=8", "prm.batch_size=8",
+    "sft.max_steps=8", "sft.eval_every=4", "ppo.iterations=2", "ppo.critic_warmup=0", "ppo.max_tokens=16", "dpo.count=8", "dpo.max_tokens=16",
+    "grpo.iterations=1", "grpo.max_tokens=16", "evaluate.count=4", "evaluate.vote_count=2", "evaluate.max_tokens=16",
 ]  # fmt: skip
 
 
