@@ -166,6 +166,7 @@ def _requirement(text: str) -> tuple[str, float]:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
+    """What no argument takes is told with the nearest option of the command."""
     main, commands = parser()
     options, rest = main.parse_known_args(arguments)
     if rest:
@@ -174,6 +175,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """0 done; 2 a user's mistake, or a metric below what is required; 75 stopped by SIGTERM (run again to go on); 130 by Ctrl-C."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     from reward_models.quiet import quiet
 

@@ -47,12 +47,16 @@ class Evolver(Protocol):
 
 
 class Responder(Protocol):
+    """Answers problems, so many samples each."""
+
     name: str
 
     def respond(self, problems: Sequence[Problem], samples: int, *, seed: int) -> list[list[Solution]]: ...
 
 
 class InstructionJudge(Protocol):
+    """Scores instructions, or ranks versions of one."""
+
     name: str
 
     def versions(self, problem: Problem, count: int, *, seed: int) -> list[Problem]:
@@ -63,6 +67,8 @@ class InstructionJudge(Protocol):
 
 
 class StepJudge(Protocol):
+    """Judges the steps of solutions."""
+
     name: str
 
     def judge_steps(self, problems: Sequence[Problem], solutions: Sequence[Sequence[str]], *, seed: int) -> list[list[float | None]]:

@@ -23,6 +23,7 @@ from rlef.run_dir import ERROR, FAILURE, RunDir, write_json
 
 
 def main(file: str) -> int:
+    """0 done; 1 an error, 2 a user's mistake, both left in the stage's folder; 75 stopped. It ends the process, not returning."""
     quiet()
     end_with_parent(signal.SIGKILL)  # ranks wait for one another without a limit
     if launcher := os.environ.get("RLEF_RANKS"):

@@ -72,6 +72,7 @@ def read_math_shepherd(row: Row) -> list[SteppedSolution]:
 
 
 def write_math_shepherd(solution: SteppedSolution) -> Row:
+    """Raises ValueError for labels that are neither right nor wrong."""
     labels = _hard(solution.labels)
     extra = solution.extra or {}
     written, kept = _tagged(solution.question, solution.steps, labels), extra.get("math_shepherd")
@@ -186,6 +187,7 @@ def read_processbench(row: Row) -> list[SteppedSolution]:
 
 
 def write_processbench(solution: SteppedSolution) -> Row:
+    """The first wrong step alone; raises ValueError where that is not all that the labels say."""
     first = next((place for place, label in enumerate(solution.labels) if label == 0), -1)
     _hard(solution.labels if first < 0 else solution.labels[:first])
     row = {"problem": solution.question, "steps": list(solution.steps), "label": first}

@@ -57,10 +57,14 @@ class _Shape(BaseModel):
 
 
 class InstructionsRequest(_Shape):
+    """Body of POST /v1/instructions."""
+
     instructions: list[Text]
 
 
 class Solution(_Shape):
+    """One solution: its steps, or a text that is split where the model's steps end."""
+
     question: Text
     steps: list[Text] | None = None
     text: Text | None = None
@@ -73,12 +77,16 @@ class Solution(_Shape):
 
 
 class SolutionsRequest(_Shape):
+    """Body of POST /v1/solutions."""
+
     solutions: list[Solution]
     aggregate: Literal["min", "product", "mean", "last"] = "min"
     delimiter: str = Field(default="\n", min_length=1, description="what ends a step in `text`")
 
 
 class OpenRlhfRequest(BaseModel):
+    """Body of POST /get_reward, as OpenRLHF sends it."""
+
     query: list[Text]
     prompts: list[Text]
     labels: list[Any] | None = Field(default=None, description="accepted and not read: no gold answer enters a reward")

@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
+    """Of `parser`, whose arguments are told what completes them."""
     import shtab
 
     stages, overrides = ({"bash": name, "zsh": name, "fish": f"({name})"} for name in ("_rlef_stages", "_rlef_keys"))

@@ -35,6 +35,7 @@ class Conversation:
 
 
 def from_messages(messages: Any, where: str) -> tuple[Turn, ...]:
+    """Chat messages as turns. Raises ValueError, which names `where` and the message."""
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{where} is no list of messages")
     turns = []
@@ -62,6 +63,7 @@ def write_messages(talk: Conversation) -> Row:
 
 
 def read_sharegpt(row: Row) -> list[Conversation]:
+    """ShareGPT's `conversations`; a speaker that is not known keeps its name as its role."""
     turns = []
     for number, said in enumerate(take(row, "conversations", list, "list"), 1):
         speaker, value = (said.get("from"), said.get("value")) if isinstance(said, dict) else (None, None)
@@ -74,6 +76,7 @@ def read_sharegpt(row: Row) -> list[Conversation]:
 
 
 def write_sharegpt(talk: Conversation) -> Row:
+    """Raises ValueError where a turn has no plain text, or a speaker that would be read back as another role."""
     said = []
     for number, turn in enumerate(talk.turns, 1):
         name = turn.speaker or CALLED.get(turn.role, turn.role)
@@ -115,6 +118,7 @@ def read_alpaca(row: Row) -> list[Conversation]:
 
 
 def write_alpaca(talk: Conversation) -> Row:
+    """Raises ValueError for more than one question with one answer."""
     question, answer = _exchange(talk)
     given = talk.extra.get("input", "")
     if isinstance(given, str) and given.strip():

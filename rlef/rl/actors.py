@@ -44,6 +44,8 @@ class Net:
 
 
 class PolicyNet(Net):
+    """The policy alone."""
+
     parts = ("policy",)
 
     def read(self, batch: Columns, width: int, temperature: float, *, entropy: bool = False) -> Said:
@@ -51,6 +53,8 @@ class PolicyNet(Net):
 
 
 class CriticNet(Net):
+    """The critic alone, on a trunk of its own."""
+
     parts = ("value",)
 
     def read(self, batch: Columns, width: int, temperature: float, *, entropy: bool = False) -> Said:
@@ -58,6 +62,8 @@ class CriticNet(Net):
 
 
 class TwoHeadsNet(Net):
+    """Policy and value head on one trunk, read together."""
+
     parts = ("policy", "value")
 
     def read(self, batch: Columns, width: int, temperature: float, *, entropy: bool = False) -> Said:

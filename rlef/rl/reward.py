@@ -26,10 +26,14 @@ RewardMode = Literal["min_terminal", "running_min_delta", "step_sum", "step_clip
 
 
 class InstructionScorer(Protocol):
+    """Gives r_I, in [0, 1]; None where an instruction cannot be judged."""
+
     def score(self, instructions: list[str]) -> Sequence[float | None]: ...
 
 
 class ProcessScorer(Protocol):
+    """Gives each step of a solution its score; None where a solution cannot be judged."""
+
     def score(self, questions: Sequence[str], steps: Sequence[Sequence[str]], batch_size: int) -> Sequence[StepScores | None]: ...
 
 

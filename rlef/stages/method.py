@@ -33,6 +33,7 @@ def run(ctx: StageContext) -> dict:
 
 
 def improve(ctx: StageContext, teacher: ChatTeacher) -> dict:
+    """Each operation in turn, step by step, until steps or patience are used up; then first and last version on fresh parents."""
     settings: MethodStage = ctx.settings
     seeds = list(read_jsonl(ctx.inputs["problems"] / "seeds.jsonl", Problem))
     operations = operations_to_improve(teacher.operations, settings.operations, {seed.domain for seed in seeds})
