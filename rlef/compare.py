@@ -57,12 +57,19 @@ def measured(folder: Path) -> Measured:
         seconds[name] = manifest.seconds
         if (paid := paid_usd(manifest.result)) is not None:
             cost[name] = paid
-        if stage.get("kind") == "evaluate" and (folder / name / "results.json").is_file():
-            for policy in read_json(folder / name / "results.json"):
-                outcomes[policy] = list(read_jsonl(folder / name / f"samples_{policy.replace('/', '_')}.jsonl", Outcome))
+        if stage.get("kind") == "evaluate":
+            outcomes |= read_outcomes(folder / name)
     info = run.info()
     versions = {**info.get("versions", {}), **{key: str(info[key]) for key in ("python", "git", "cpus") if info.get(key) is not None}}
     return Measured(folder.resolve().name, config, versions, seconds, cost, outcomes)
+
+
+def read_outcomes(folder: Path) -> dict[str, list[Outcome]]:
+    """Of each policy that an evaluate stage finished, in its order."""
+    results = read_json(folder / "results.json") if (folder / "results.json").is_file() else {}
+    files = {file.name: file for file in folder.glob("samples_*.jsonl")}
+    named = {policy: files.get(f"samples_{policy.replace('/', '_')}.jsonl") for policy in results}
+    return {policy: list(read_jsonl(file, Outcome)) for policy, file in named.items() if file is not None}
 
 
 def paid_usd(result: Mapping[str, Any]) -> float | None:
@@ -93,7 +100,7 @@ def verdict(interval: Sequence[float]) -> str:
 
 
 def setting_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(dotted key, value, value) of every setting that differs; "–", and last, where a run lacks it, as it does for a stage that it has not."""
+    """(dotted key, value, value) of every setting that differs; "–" and last where a run lacks it, e.g. for a stage that it has not."""
     left, right = _flat(first), _flat(second)
     differ = [key for key in {**left, **right} if left.get(key) != right.get(key) and key not in OWN]
     differ.sort(key=lambda key: not (key in left and key in right))

@@ -149,6 +149,21 @@ class Rollout(Record):
     finished: bool  # ended by a stop token
 
 
+class PairRow(BaseModel):
+    """A pair that DPO learned from, as it is stored for the reader."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    round: int
+    problem_id: str
+    question: str
+    prefix: tuple[str, ...] = ()  # of a pair of steps: the right steps before them
+    chosen: str
+    rejected: str
+    chosen_reward: float  # r_A of an answer, p_k of a step
+    rejected_reward: float
+    instruction: float
+
+
 class Outcome(BaseModel):
     """A policy's answer to a held-out problem; the k-sample fields are None where only the greedy answer was asked."""
 

@@ -14,7 +14,7 @@ import random
 import re
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from rlef.evolution.sieve import Sieve
 from rlef.models import load_policy, load_tokenizer, prompt_ids, random_policy, save_policy, stop_ids
 from rlef.prompts import split_answer
 from rlef.records import Eliminated, Lineage, Problem, Rollout, Solution, problem_id, read_jsonl, write_jsonl
+from rlef.report.page import scripts, write_report
 from rlef.rl.difficulty import pass_rate
 from rlef.rl.groups import rewards_of
 from rlef.rl.monitor import sample_metrics
@@ -53,7 +54,6 @@ from rlef.rollout.journal import Answer, Calls, Journal
 from rlef.rollout.remote import _wait, read_body
 from rlef.run_dir import RunDir
 from rlef.sources import as_problem, read_problems
-from rlef.stages.report import write_report
 from rlef.tracking import Tracker, mend
 
 TOKENS = 2_000  # of a policy's answer at most: no config of ours lets one be longer
@@ -64,7 +64,8 @@ SECTION = ModelSection(random=RandomInit())
 ACTS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 TAGS = {
     "html", "meta", "title", "style", "body", "nav", "h1", "h2", "h3", "p", "ul", "li", "a", "table", "tr", "th", "td", "div", "span", "mark", "br", "svg", "line",
-    "text", "polyline", "circle", "rect", "b",
+    "text", "polyline", "circle", "rect", "b", "head", "main", "section", "h4", "thead", "tbody", "figure", "figcaption", "small", "button", "i", "strong",
+    "details", "summary", "del", "script",
 }  # fmt: skip
 
 
@@ -73,7 +74,13 @@ class Fault(Exception):
 
 
 class Harmless(HTMLParser):
-    """Finds what is not of our own pages."""
+    """Finds what is not of our own pages; `scripts`: all code that a page may hold. Data for it is JSON without a <."""
+
+    def __init__(self, scripts: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.scripts = scripts
+        self.inside: str | None = None  # of a script: its text so far
+        self.code = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         acting = [
@@ -83,6 +90,22 @@ class Harmless(HTMLParser):
         ]
         if tag not in TAGS or acting:
             raise Fault(f"a page holds <{tag} {attrs}>")
+        if tag == "script":
+            self.inside, self.code = "", dict(attrs).get("type") != "application/json"
+
+    def handle_data(self, data: str) -> None:
+        if self.inside is not None:
+            self.inside += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "script":
+            text, self.inside = self.inside or "", None
+            if self.code and text not in self.scripts:
+                raise Fault(f"a page runs {text[:200]!r}")
+            if not self.code:
+                json.loads(text)
+                if "<" in text:
+                    raise Fault(f"data of a page holds a tag: {text[:200]!r}")
 
     handle_startendtag = handle_starttag
 
@@ -91,7 +114,7 @@ class Harmless(HTMLParser):
 
 
 def harmless(page: str) -> None:
-    reader = Harmless()
+    reader = Harmless(scripts())
     reader.feed(page)
     reader.close()
 

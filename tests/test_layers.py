@@ -58,6 +58,7 @@ LAYERS = [
 # pydantic, PyYAML and what they bring.
 SCHEMA = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection", "yaml"}
 HOMES = {
+    "bokeh": {"rlef/report/page.py", "rlef/report/plots.py"},
     "deepspeed": {"rlef/engines/deepspeed_engine.py", "rlef/ranks.py"},
     "vllm": {"rlef/rollout/colocated.py"},
     "trl": {"rlef/stages/sft.py", "rlef/stages/dpo.py", "rlef/stages/grpo.py", "rlef/stages/rollouts.py"},
@@ -142,7 +143,7 @@ def test_config_and_command_line_load_nothing_heavy():
 import sys
 import rlef.cli, rlef.load_config, rlef.pipeline, rlef.shapes
 rlef.load_config.load_config("configs/quickstart.yaml")
-print([name for name in ("torch", "transformers", "trl", "deepspeed", "vllm", "wandb", "datasets") if name in sys.modules])
+print([name for name in ("torch", "transformers", "trl", "deepspeed", "vllm", "wandb", "datasets", "bokeh") if name in sys.modules])
 """
     assert run(code).strip() == "[]"
 

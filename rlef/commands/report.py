@@ -39,5 +39,5 @@ def run(options: argparse.Namespace) -> int:
     from rlef.report.page import write_report
 
     with disk.told(folder, but=UserError):
-        print(write_report(folders, options.out))
+        print(write_report(*folders, out=options.out))
     return 0

@@ -15,7 +15,6 @@ CURVES = {  # metric -> title
     "rollout/length": "length, tokens an answer",
     "ppo/kl_per_token": "KL from the start, nats a token",
 }
-WORDS = ("2 is", "difference (95 %)")
 
 
 def section(runs: Sequence[Run]) -> Section | None:
@@ -32,9 +31,9 @@ def section(runs: Sequence[Run]) -> Section | None:
         drawn.append(picture)
         parts.append(f"<h3>{text(names[0])} (1) and {text(name)} (2)</h3>{charts([picture])}")
         for heading, head, rows in tables(sides[0], side):
-            shown = table([cell for cell in head], rows, words=head if heading.startswith(("settings", "versions")) else WORDS)
+            shown = table([cell for cell in head], rows, words=head if heading.startswith(("settings", "versions")) else ())
             plain = heading.startswith("right answers")
-            parts.append(f"<h4>{text(heading)}</h4>{shown}" if plain else folded(heading, shown))
+            parts.append(f"<h4>{text(heading)}</h4>{shown}" if plain else folded(f"{heading} ({len(rows)})", shown))
     curves = _curves(runs, names)
     note = "<p>Over the held-out problems that both runs evaluated, each with itself. A difference is sure where its interval does not hold 0.</p>"
     body = f"{note}{''.join(parts)}" + (f"<h3>Curves over each other</h3>{charts(curves)}" if any(curves) else "")

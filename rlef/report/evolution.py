@@ -10,7 +10,7 @@ from rlef.records import Problem
 from rlef.report.data import Curve, Run
 from rlef.report.lineage import NEW, differences
 from rlef.report.names import FLAWS, OPERATIONS, RULES
-from rlef.report.parts import Section, bars, charts, cut, folded, named, percent, table, text, title
+from rlef.report.parts import Section, bars, charts, folded, named, percent, table, text, title
 from rlef.report.plots import Plot, plot
 
 DIRECTIONS = {"up": "made harder", "down": "made easier", "breadth": "on another topic"}
@@ -141,6 +141,4 @@ def rewrite(parent: Problem | None, child: Problem) -> str:
 
 def marked(parent: str, child: str) -> str:
     """The child's question; its new words are marked where it is a revision and not another problem."""
-    return "".join(
-        f"<mark>{text(words)}</mark>" if kind == NEW else text(words) for kind, words in differences(parent, cut(child)) if kind >= 0
-    )
+    return "".join(f"<mark>{text(words)}</mark>" if kind == NEW else text(words) for kind, words in differences(parent, child) if kind >= 0)

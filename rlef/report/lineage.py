@@ -12,7 +12,7 @@ from typing import Any
 from rlef.records import Problem
 from rlef.report.data import Run
 from rlef.report.names import FLAWS, OPERATIONS, RULES
-from rlef.report.parts import LONGEST, Section, cut
+from rlef.report.parts import LONGEST, Section, shown
 
 MOST, TREE = 1000, 150  # problems that go into the page, and of them from one seed
 PAIRS = 50_000  # equal words of two texts, pair by pair, above which new words are not looked for: that takes pairs times blocks
@@ -113,14 +113,14 @@ def as_json(nodes: Sequence[Node]) -> dict[str, Any]:
         parent = nodes[node.parent].problem if node.parent >= 0 else None
         row = {
             "p": node.parent,
-            "t": differences(parent.question, problem.question) if parent else [(SAME, cut(problem.question))],
+            "t": differences(parent.question, problem.question) if parent else [(SAME, shown(problem.question))],
             "o": lineage.operation if lineage and parent else None,
             "r": lineage.round if lineage and parent else None,
             "by": lineage.teacher if lineage and parent and lineage.teacher != "symbolic" else None,
             "d": problem.depth,
-            "a": cut(problem.answer, 200) if problem.answer else None,
+            "a": shown(problem.answer, 200) if problem.answer else None,
             "w": node.rule,
-            "wd": cut(node.detail, 200) or None,
+            "wd": shown(node.detail, 200) or None,
             "f": problem.truth.flaw if problem.truth else None,
             "x": round(problem.pass_rate, 2) if problem.pass_rate is not None else None,
         }
@@ -133,7 +133,7 @@ def differences(parent: str, child: str) -> list[Part]:
 
     Without its gone parts it is the child's text to the letter. One part that is the parent's where it is another problem, not a revision.
     """
-    parent, child = cut(parent), cut(child)
+    parent, child = shown(parent), shown(child)
     old, new = re.findall(r"\S+", parent), re.findall(r"\S+\s*|^\s+", child)
     words = [word.strip() for word in new]
     before = Counter(old)

@@ -18,7 +18,7 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inli
 SCRIPTS = ("page.js", "plots.js", "viewer.js", "lineage.js", "rollouts.js")
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(*folders: Path, out: Path | None = None) -> Path:
     """Writes `out`, without it report.html in the first run's folder, comparison.html where there are several.
 
     Raises UserError where a folder holds no run, or one with a damaged file.
@@ -35,6 +35,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
             f"{', '.join(map(str, folders))}: no report: a file there is not as rlef writes it ({told:.300})", fix="make that stage again"
         ) from error
     target = out or folders[0] / ("report.html" if len(folders) == 1 else "comparison.html")
+    if not target.parent.is_dir():
+        raise UserError(f"{target.parent}: no such folder", fix="make it, or give another --out")
     partial = target.with_name(target.name + ".partial")
     partial.write_text(whole, encoding="utf-8")
     partial.replace(target)

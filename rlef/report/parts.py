@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reward_models.statistics import in_points
+from reward_models.terminal import inert
 from rlef.report.plots import Plot
 
 LONGEST = 4000  # characters of a text that are shown
@@ -26,8 +27,13 @@ class Section:
 
 
 def text(value: object) -> str:
-    """Escaped, and cut where it is very long."""
-    return html.escape(cut(str(value)))
+    """Escaped for HTML, else as `shown`."""
+    return html.escape(shown(str(value)))
+
+
+def shown(words: str, longest: int = LONGEST) -> str:
+    """Cut where it is very long; what would turn a line round or act in another way stands as its code."""
+    return inert(cut(words, longest))
 
 
 def cut(words: str, longest: int = LONGEST) -> str:
@@ -68,8 +74,8 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, words: Se
 
 def charts(plots: Iterable[Plot | None]) -> str:
     """The figures of plots, side by side where there is room; plots without a point are left out."""
-    shown = "".join(plot.figure for plot in plots if plot)
-    return f"<div class=charts>{shown}</div>" if shown else ""
+    figures = "".join(plot.figure for plot in plots if plot)
+    return f"<div class=charts>{figures}</div>" if figures else ""
 
 
 def folded(summary: str, body: str) -> str:

@@ -50,7 +50,7 @@
       const reward = item.masked ? "not judged" : item.total !== undefined ? item.total.toFixed(2) : "";
       return make("div", { class: "row", role: "option", "aria-selected": "false", "aria-label": `${verdict(item) === "unknown" ? "" : verdict(item) + ", "}${reward ? "reward " + reward + ", " : ""}${item.problem.q}` },
         make("span", { class: "sign " + kind, "aria-hidden": "true" }, sign),
-        make("span", { class: again ? "words again" : "words" }, again ? `again: ${item.t.at(-1)?.[0] ?? "nothing"}` : item.problem.q), make("span", { class: "tag" }, reward));
+        make("span", { class: again ? "words again" : "words" }, again ? `${item.side ?? "again"}: ${item.t.at(-1)?.[0] ?? "nothing"}` : item.problem.q), make("span", { class: "tag" }, reward));
     }
 
     function meter(name, value) {
@@ -71,7 +71,7 @@
       const { problem } = item;
       const told = [problem.o ? titled(data.operations, problem.o) : null, problem.d ? `${problem.d} reasoning step${problem.d > 1 ? "s" : ""}` : null,
         problem.a ? `known answer ${problem.a}, which the policy never sees` : null].filter(Boolean);
-      const about = [data.sources[item.s], item.n !== undefined ? `sample ${item.n + 1}` : null, item.length ? `${item.length} tokens` : null, item.cut ? "cut off" : null].filter(Boolean);
+      const about = [data.sources[item.s], item.n !== undefined ? `sample ${item.n + 1}` : null, item.side ? `the ${item.side} of the pair` : null, item.length ? `${item.length} tokens` : null, item.cut ? "cut off" : null].filter(Boolean);
       const others = items.filter(one => one !== item && one.p === item.p);
       put(detail, 
         make("h4", {}, "Problem"), make("div", { class: "asked" }, problem.q), told.length ? make("p", { class: "facts" }, told.join(" · ")) : null,
@@ -82,7 +82,7 @@
         make("p", { class: "facts" }, about.join(" · ")),
         others.length ? make("h4", {}, "Other answers to it") : null,
         others.length ? make("div", { class: "others" }, ...others.slice(0, 24).map(one => make("button", { type: "button", click: () => go(one) },
-          `${MARKS[verdict(one)][0]} ${data.sources[one.s]}${one.n !== undefined ? `, sample ${one.n + 1}` : ""}: ${one.t.at(-1)?.[0] ?? ""}${one.total !== undefined ? ` (${one.total.toFixed(2)})` : ""}`))) : null);
+          `${MARKS[verdict(one)][0]} ${data.sources[one.s]}${one.n !== undefined ? `, sample ${one.n + 1}` : one.side ? `, ${one.side}` : ""}: ${one.t.at(-1)?.[0] ?? ""}${one.total !== undefined ? ` (${one.total.toFixed(2)})` : ""}`))) : null);
     }
 
     function go(item) {

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlef.answers import as_number, canonical, extract_answer, same_answer
-from rlef.records import Outcome, Problem, Rollout
+from rlef.compare import read_outcomes
+from rlef.records import PairRow, Problem, Rollout
 from rlef.report.data import BY_ITERATION, Run
 from rlef.report.names import FLAWS, OPERATIONS
-from rlef.report.parts import Section, cut
+from rlef.report.parts import Section, cut, shown
 
-ROLLOUTS, EVALUATED = 240, 100  # answers of a trained policy and of an evaluated one that go into the page
+ROLLOUTS, PAIRS, EVALUATED = 240, 60, 100  # answers of a trained policy, pairs, and answers of an evaluated policy that go into the page
 STEP = 1000  # characters of a step that are shown
 
 
@@ -45,23 +46,31 @@ def _collected(run: Run) -> tuple[dict[str, str], list[dict[str, Any]], list[dic
     delimiter, marker = str(model.get("step_delimiter") or "\n"), str(model.get("answer_marker") or "####")
     for name in run.of_kind(*BY_ITERATION):
         rows = run.rows(f"{name}/rollouts.jsonl", Rollout)
-        shown = spread(rows, ROLLOUTS)
+        some = spread(rows, ROLLOUTS)
         if rows:
             last = max(row.iteration for row in rows)
-            sources[f"{name}, iteration {last}"] = f"{name}: {len(shown):,} of {len(rows):,} answers that were kept, of iteration {last}"
-        for row in shown:
+            sources[f"{name}, iteration {last}"] = f"{name}: {len(some):,} of {len(rows):,} answers that were kept, of iteration {last}"
+        for row in some:
             known = run.problems.get(row.problem_id) or run.held_out.get(row.problem_id)
             at = place(row.problem_id, row.question, known)
             items.append({"s": len(sources) - 1, "p": at, "n": row.sample} | _rollout(row, known, delimiter, marker))
+    for name in run.of_kind("dpo"):
+        pairs = run.rows(f"{name}/pairs.jsonl", PairRow)
+        if pairs:
+            sources[f"{name}, pairs"] = f"{name}: {len(pairs[:PAIRS]):,} of {len(pairs):,} pairs"
+        for row in pairs[:PAIRS]:
+            problem = run.problems.get(row.problem_id)
+            at = place(row.problem_id, row.question, problem)
+            for side, words, reward in (("better", row.chosen, row.chosen_reward), ("worse", row.rejected, row.rejected_reward)):
+                items.append({"s": len(sources) - 1, "p": at, "side": side} | _one_of_pair(row, words, reward, problem, delimiter, marker))
     for name in run.of_kind("evaluate"):
-        for policy in run.results:
-            rows = run.rows(f"{name}/samples_{policy.replace('/', '_')}.jsonl", Outcome)
+        for policy, rows in read_outcomes(run.folder / name).items():
             known = [row for row in rows if row.problem_id in run.held_out][:EVALUATED]
             if known:
                 sources[f"{policy}, held out"] = f"{policy} on held-out problems: {len(known):,} of {len(rows):,}"
             for row in known:
                 problem = run.held_out[row.problem_id]
-                steps = [[cut(step, STEP)] for step in _steps(row.text, delimiter)]
+                steps = [[shown(step, STEP)] for step in _steps(row.text, delimiter)]
                 items.append(
                     {"s": len(sources) - 1, "p": place(row.problem_id, problem.question, problem), "t": steps, "right": row.right}
                     | ({} if row.finished else {"cut": True})
@@ -79,10 +88,10 @@ def spread(rows: Sequence[Rollout], most: int) -> list[Rollout]:
 def _problem(question: str, problem: Problem | None) -> dict[str, Any]:
     lineage = problem.lineage if problem else None
     row = {
-        "q": cut(question),
+        "q": shown(question),
         "o": lineage.operation if lineage else None,
         "d": problem.depth if problem else None,
-        "a": cut(problem.answer, 200) if problem and problem.answer else None,
+        "a": shown(problem.answer, 200) if problem and problem.answer else None,
         "f": problem.truth.flaw if problem and problem.truth else None,
     }
     return {key: value for key, value in row.items() if value is not None}
@@ -90,7 +99,7 @@ def _problem(question: str, problem: Problem | None) -> dict[str, Any]:
 
 def _rollout(row: Rollout, problem: Problem | None, delimiter: str, marker: str) -> dict[str, Any]:
     scores = [round(score, 3) for score in row.step_scores]
-    steps = [[cut(step, STEP), *scores[place : place + 1]] for place, step in enumerate(_steps(row.text, delimiter))]
+    steps = [[shown(step, STEP), *scores[place : place + 1]] for place, step in enumerate(_steps(row.text, delimiter))]
     found: dict[str, Any] = {"t": steps, "length": row.length}
     if row.masked:
         found["masked"] = True
@@ -100,6 +109,14 @@ def _rollout(row: Rollout, problem: Problem | None, delimiter: str, marker: str)
         found["cut"] = True
     right = is_right(extract_answer(row.text, marker), problem)
     return found if right is None else found | {"right": right}
+
+
+def _one_of_pair(row: PairRow, words: str, reward: float, problem: Problem | None, delimiter: str, marker: str) -> dict[str, Any]:
+    """A whole answer, or a step behind those that both answers share."""
+    steps = [*row.prefix, *_steps(words, delimiter)]
+    found = {"t": [[shown(step, STEP)] for step in steps], "i": round(row.instruction, 3), "r": round(reward, 3)}
+    right = is_right(extract_answer(words, marker), problem) if not row.prefix else None
+    return found | {"total": round(row.instruction * reward, 3)} | ({} if right is None else {"right": right})
 
 
 def _steps(text: str, delimiter: str) -> list[str]:

@@ -105,6 +105,9 @@ def _over_guessing(result: dict[str, Any], key: str, words: str) -> tuple[Judgem
 
 
 def _training(run: Run) -> Iterator[Finding]:
+    for name in run.of_kind(*TRAINED):
+        if (loss := run.result(name).get("eval_loss")) is not None:
+            yield Finding("plain", f"{name}: its loss on rows that were held back ends at {number(loss)}.", _stage(name))
     for name in run.of_kind(*BY_ITERATION):
         curves = run.metrics[name]
         rewards = curves.get("reward/total", [])
@@ -118,9 +121,6 @@ def _training(run: Run) -> Iterator[Finding]:
         if (found := run.result(name).get("reward_accuracy")) is not None:
             words = f"{name}: at the end the policy orders {percent(found)} of its {run.result(name).get('pairs', '?')} pairs as the rewards do."
             yield Finding("good" if found > 0.5 else "watch", words, _stage(name))
-    for name in run.of_kind(*TRAINED):
-        if (loss := run.result(name).get("eval_loss")) is not None:
-            yield Finding("plain", f"{name}: its loss on rows that were held back ends at {number(loss)}.", _stage(name))
 
 
 def _hacked(words: str, rewards: Curve, exact: Curve) -> tuple[Judgement, str]:

@@ -57,7 +57,7 @@ def _section(run: Run, name: str) -> Section | None:
 
 def _iterations(run: Run, name: str) -> tuple[str, Charts]:
     kind, curves = run.kinds[name], run.metrics[name]
-    watched = guards(curves)
+    watched = sorted(guards(curves), key=lambda guard: guard.since is None)  # alarms first
 
     def one(words: str, key: str, **how) -> Plot | None:
         return plot(words, {"": curves.get(key, [])}, "iteration", of=name, **how)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from reward_models import resuming
 from rlef.config import DpoStage
@@ -18,7 +17,7 @@ from rlef.engines import dist
 from rlef.engines.deepspeed_engine import full_state, join
 from rlef.errors import UserError
 from rlef.models import load_policy, load_tokenizer, model_folder, pick_device
-from rlef.records import read_jsonl, write_jsonl
+from rlef.records import PairRow, read_jsonl, write_jsonl
 from rlef.rl.pairs import Pair, reward_pairs, step_pairs, wrong_steps
 from rlef.run_dir import CHECKPOINTS, SHARDS, digest, write_json
 from rlef.stages.context import StageContext
@@ -26,21 +25,6 @@ from rlef.stages.sampled import ScoredSampler
 
 STAGE_VERSION = 1
 SHOWN = 64  # rows of the table for W&B
-
-
-class PairRow(BaseModel):
-    """A pair as it is stored for the reader."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    round: int
-    problem_id: str
-    question: str
-    prefix: tuple[str, ...] = ()  # of a pair of steps: the right steps before them
-    chosen: str
-    rejected: str
-    chosen_reward: float  # r_A of an answer, p_k of a step
-    rejected_reward: float
-    instruction: float
 
 
 def run(ctx: StageContext) -> dict:

@@ -9,5 +9,5 @@ STAGE_VERSION = 1
 
 
 def run(ctx: StageContext) -> dict:
-    page = write_report([ctx.folder.parent])
+    page = write_report(ctx.folder.parent)
     return {"bytes": page.stat().st_size}

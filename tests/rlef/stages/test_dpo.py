@@ -11,14 +11,13 @@ from safetensors.torch import load_file
 
 from rlef.config import Config, DpoStage
 from rlef.models import load_policy, save_policy
-from rlef.records import Problem, problem_id, read_jsonl
+from rlef.records import PairRow, Problem, problem_id, read_jsonl
 from rlef.rl.pairs import Pair
 from rlef.rl.reward import Score
 from rlef.rl.sampling import Prompt, Sample
 from rlef.rollout.base import Completion
 from rlef.stages import dpo
 from rlef.stages.context import StageContext
-from rlef.stages.dpo import PairRow
 from rlef.tracking import Tracker
 
 

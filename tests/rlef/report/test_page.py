@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
 import yaml
 
-from reward_models.charts import line_chart
-from rlef.charts import interval_chart
 from rlef.errors import UserError
 from rlef.records import Eliminated, Lineage, Problem, Rollout, Truth, problem_id, read_jsonl, write_jsonl
+from rlef.report.page import scripts, write_report
 from rlef.stages.evolve import OUTSIDE
-from rlef.stages.report import write_report
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 
@@ -67,6 +66,17 @@ def make_run(folder):
     return folder
 
 
+def shown(page: str) -> str:
+    """What stands in the page itself, without its scripts and their data."""
+    return page.split("<script", 1)[0]
+
+
+def data(page: str, name: str):
+    found = re.search(rf"<script type=application/json id={name}>(.*?)</script>", page, re.DOTALL)
+    assert found is not None, name
+    return json.loads(found[1])
+
+
 def test_the_page_is_whole_and_harmless(tmp_path):
     page = write_report(make_run(tmp_path / "run")).read_text()
     for word in (
@@ -76,18 +86,40 @@ def test_the_page_is_whole_and_harmless(tmp_path):
         "70.0%",
         "above sft",
         "majority@8",
-        "r_I 0.50",
-        "polyline",
-        "flawed",
         "depth 1",
         "3 s",
         "80% failed by",
         "By feedback",
         "0.12",
+        "<figure class=plot",
     ):
-        assert word in page, word
-    assert "<script" not in page and "<img" not in page and "&lt;script&gt;" in page
-    assert "http://" not in page and "https://" not in page and "src=" not in page.replace("&lt;img src=x", "")
+        assert word in shown(page), word
+    assert "<img" not in page and "&lt;script&gt;" in shown(page)
+    assert "http://" not in shown(page) and "https://" not in shown(page)
+    assert re.findall(r"(?<!&lt;img )src=", shown(page)) == []
+    assert "default-src 'none'" in page  # and no exception that would let a text, a frame or a picture be fetched
+    node = data(page, "lineage-data")["nodes"][1]
+    assert node["t"] == [[0, HOSTILE]] and node["o"] == "up.add_step"
+    (item,) = data(page, "rollouts-data")["items"]
+    assert item["t"] == [[HOSTILE, 0.9], ["#### 1", 0.1]] and (item["i"], item["r"], item["total"]) == (0.5, 0.1, 0.05)
+
+
+def test_scripts_are_ours_alone_and_data_cannot_end_its_element(tmp_path):
+    page = write_report(make_run(tmp_path / "run")).read_text()
+    blocks = re.findall(r"<script([^>]*)>(.*?)</script>", page, re.DOTALL)
+    assert [text for kind, text in blocks if not kind] == scripts()
+    assert all(kind.startswith(" type=application/json id=") and "<" not in text for kind, text in blocks if kind)
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert write_report(run).read_text() == write_report(run).read_text()
+
+
+def test_the_menu_leads_to_sections_that_are_there(tmp_path):
+    page = shown(write_report(make_run(tmp_path / "run")).read_text())
+    links, anchors = set(re.findall(r"href='#([^']+)'", page)), set(re.findall(r"id='?([\w-]+)", page))
+    assert links - anchors == set() and {"policies", "stages", "lineage", "rollouts", "stage-ppo"} <= links
 
 
 def test_an_unfinished_run_has_a_page_and_no_run_is_an_error(tmp_path):
@@ -106,8 +138,9 @@ def test_grpo_has_the_curves_and_samples_of_ppo(tmp_path):
     rows = [{"stage": "group", "step": step, "time": 0, "reward/total": step / 8, "grpo/kl": step / 9} for step in (1, 2, 3)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = write_report(run).read_text()
-    for words in ("GRPO: learning from", "Sample answers at the end of GRPO", "group: 3 of 3 iterations", "nats a token"):
-        assert words in page, words
+    for words in ("GRPO: learning from", "group: 3 of 3 iterations", "KL from the start, nats a token"):
+        assert words in shown(page), words
+    assert data(page, "rollouts-data")["sources"] == ["group, iteration 1", "ppo, iteration 1"]
 
 
 def test_rewrites_are_marked_and_told_in_plain_words(tmp_path):
@@ -129,9 +162,11 @@ def test_rewrites_are_marked_and_told_in_plain_words(tmp_path):
     write_jsonl(run / "evolve" / "evolved.jsonl", line[1:])
     page = write_report(run).read_text()
     assert "Ann has 2 eggs. <mark>She buys 3.</mark> How many? <span class=dim>(1 → 2 steps)" in page
-    assert "round 2, one more reasoning step:</span> Ann has 2 eggs. She buys 3. <mark>She eats 1.</mark>" in page
-    for words in ("Flawed but kept", "nothing is asked", "the teacher refused", "the problem is flawed", "+20.0 points, +10.0 to +30.0"):
-        assert words in page, words
+    second = data(page, "lineage-data")["nodes"][2]
+    assert second["t"] == [[0, "Ann has 2 eggs. She buys 3. "], [1, "She eats 1."], [0, " "], [0, "How many?"]] and second["r"] == 2
+    for words in ("Flawed but kept", "nothing is asked", "the teacher refused", "+20.0 points, +10.0 to +30.0"):
+        assert words in shown(page), words
+    assert data(page, "rollouts-data")["problems"][0]["f"] == "no_question"
 
 
 def test_answers_that_choose_data_are_none_in_the_reward(tmp_path):
@@ -169,7 +204,10 @@ def test_parents_are_found_in_earlier_stages_and_known_answers_in_fresh_rounds(t
     rollout = read_jsonl(run / "ppo" / "rollouts.jsonl", Rollout)[0]
     write_jsonl(run / "ppo" / "rollouts.jsonl", [rollout.model_copy(update={"problem_id": "e"})])
     page = write_report(run).read_text()
-    assert "Too hard for now. <mark>And then?</mark>" in page and "known answer 77" in page
+    assert "Too hard for now. <mark>And then?</mark>" in shown(page)
+    assert data(page, "rollouts-data")["problems"][0] == {"q": HOSTILE, "o": "up.add_step", "a": "77"}
+    line = [node for node in data(page, "lineage-data")["nodes"] if node.get("w")]
+    assert [node["w"] for node in line] == [OUTSIDE]
 
 
 def test_an_interrupted_stage_is_shown_as_begun(tmp_path):
@@ -177,18 +215,8 @@ def test_an_interrupted_stage_is_shown_as_begun(tmp_path):
     (run / "ppo" / "started.json").write_text("{}")
     (run / "evaluate" / "results.json").unlink()
     page = write_report(run).read_text()
-    assert "3 of ? iterations, not finished" in page and "<td>ppo<td class=n>begun" in page and "Not evaluated yet" in page
-
-
-def test_charts_leave_gaps_for_what_is_not_a_number():
-    assert line_chart("t", {"a": [(1, float("nan")), (2, 1.0)]}, "step") == ""
-    assert "nan" not in line_chart("t", {"a": [(1, float("nan")), (2, 1.0), (3, 1.0)]}, "step")
-
-
-def test_intervals_below_zero_stay_inside_the_chart():
-    assert interval_chart("t", {}) == ""
-    chart = interval_chart("t", {"<b>": (-0.1, -0.2, -0.05)})
-    assert "&lt;b&gt;" in chart and "-20%" in chart and ">0%" in chart and 'x1="-' not in chart
+    assert "3 of ? iterations, not finished" in page and "<th scope=row>ppo<td class=n>begun" in page and "Not evaluated yet" in page
+    assert "ppo has begun and is not finished" in page
 
 
 def test_long_and_repetitive_texts_are_cut_and_compared_at_no_cost(tmp_path):
@@ -199,7 +227,7 @@ def test_long_and_repetitive_texts_are_cut_and_compared_at_no_cost(tmp_path):
     write_jsonl(run / "evolve" / "evolved.jsonl", [parent, Problem(id="b", question=f"new {long}", lineage=lineage)])
     began = time.process_time()
     page = write_report(run).read_text()
-    assert time.process_time() - began < 2 and "word  …" in page and len(page) < 100_000
+    assert time.process_time() - began < 2 and "word  …" in page and len(page) - len("".join(scripts())) < 150_000
 
 
 @pytest.mark.parametrize(
