@@ -69,11 +69,11 @@ def _difficulty(run: Run, name: str) -> list[Plot | None]:
     low, high = run.config["stages"][name].get("band") or (float("-inf"), float("inf"))
     rates = [(float(number), one["pass_rate"]) for number, one in measured.items() if one.get("pass_rate") is not None]
     return [
-        plot("reasoning steps of a kept problem, mean", _means(steps), "round", of=name, dots=True),
-        plot("words of a kept problem, mean", _means(words), "round", of=name, dots=True),
+        plot("reasoning steps, mean", _means(steps), "round", of=name, dots=True),
+        plot("words, mean", _means(words), "round", of=name, dots=True),
         plot("share of a round by reasoning steps", _shares(steps), "round", of=name, shares=True, dots=True),
         plot(
-            "the policy's pass rate on a new problem",
+            "the policy's pass rate",
             {"": rates},
             "round",
             of=name,

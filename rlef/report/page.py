@@ -15,7 +15,7 @@ from rlef.report.parts import Section, text
 from rlef.report.plots import PALETTE
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-SCRIPTS = ("page.js", "plots.js", "viewer.js", "lineage.js", "rollouts.js")
+SCRIPTS = ("page.js", "elements.js", "plots.js", "viewer.js", "lineage.js", "rollouts.js")
 
 
 def write_report(*folders: Path, out: Path | None = None) -> Path:

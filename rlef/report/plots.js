@@ -15,14 +15,15 @@
   async function draw(figure) {
     const canvas = figure.querySelector(".canvas");
     canvas.replaceChildren();
-    const views = await Bokeh.embed.embed_item(coloured(plots[figure.id].item), canvas);
-    const model = [...views][0].model;
-    drawn.set(figure, model);
+    const [view] = await Bokeh.embed.embed_item(coloured(plots[figure.id].item), canvas);
+    if (matchMedia("(pointer: coarse)").matches) view.model.toolbar.active_drag = null;  // a finger scrolls the page
+    view.canvas_view.events_el.tabIndex = -1;  // one stop for Tab, ours
+    drawn.set(figure, view);
     for (const key of figure.querySelectorAll(".key")) show(figure, key);
   }
 
   function show(figure, key) {
-    for (const line of drawn.get(figure)?.renderers ?? []) {
+    for (const line of drawn.get(figure)?.model.renderers ?? []) {
       if (line.name === "line" + key.dataset.line) line.visible = key.getAttribute("aria-pressed") === "true";
     }
   }
@@ -30,29 +31,57 @@
   const number = value => (Math.abs(value) >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(3))));
   const share = value => (100 * value).toFixed(1) + "%";
 
+  // A cursor over a plot's values, for the pointer and for the keys: stops from left to right, or from the top row down.
   function reader(figure) {
     const { across, shares, rows, lines } = plots[figure.id].told;
-    const out = figure.querySelector(".values");
+    const stage = figure.querySelector(".stage"), canvas = figure.querySelector(".canvas");
+    const cursor = figure.querySelector(".cursor"), out = figure.querySelector(".values");
     const say = shares || rows.length ? share : number;
     const range = point => (point.length === 4 ? ` (${say(point[2])} to ${say(point[3])})` : "");
-    const stops = rows.length
-      ? rows.map((row, place) => `${row}: ${say(lines[0].points[place][1])}${range(lines[0].points[place])}`).reverse()
-      : [...new Set(lines.flatMap(line => line.points.map(point => point[0])))].sort((a, b) => a - b).map(x =>
-        `${across} ${number(x)}: ` + lines.flatMap(line => {
-          const point = line.points.find(point => point[0] === x);
-          return point ? [`${lines.length > 1 ? line.name + " " : ""}${say(point[1])}${range(point)}`] : [];
-        }).join(", "));
+    const stops = rows.length ? rows.map((_, place) => place).reverse() : [...new Set(lines.flatMap(line => line.points.map(point => point[0])))].sort((a, b) => a - b);
     let at = rows.length ? 0 : stops.length - 1;
-    const tell = () => { out.textContent = stops[at]; };
-    const canvas = figure.querySelector(".canvas");
-    canvas.addEventListener("focus", () => { if (canvas.matches(":focus-visible")) tell(); });
-    canvas.addEventListener("blur", () => { out.textContent = ""; });
+
+    function shown(place) {
+      return figure.querySelector(`.key[data-line="${place}"]`)?.getAttribute("aria-pressed") !== "false";
+    }
+
+    function tell(place) {
+      const view = drawn.get(figure);
+      if (!view) return;
+      at = Math.max(0, Math.min(stops.length - 1, place));
+      const { bbox, x_scale } = view.frame;
+      const stop = stops[at];
+      const x = x_scale.compute(rows.length ? lines[0].points[stop][1] : stop);
+      put(out, ...(rows.length
+        ? [rows[stop], make("br"), `${say(lines[0].points[stop][1])}${range(lines[0].points[stop])}`]
+        : [make("span", {}, `${across} ${number(stop)}`), ...lines.flatMap((line, place) => {
+          const point = line.points.find(point => point[0] === stop);
+          return point && shown(place) ? [make("br"), make("i", { "--k": `var(--c${place % 6 + 1})` }), `${lines.length > 1 ? line.name + " " : ""}${say(point[1])}${range(point)}`] : [];
+        })]));
+      Object.assign(cursor.style, { left: `${x}px`, top: `${bbox.top}px`, height: `${bbox.bottom - bbox.top}px`, visibility: rows.length || x < bbox.left || x > bbox.right ? "hidden" : "" });
+      const right = x < canvas.clientWidth / 2;
+      Object.assign(out.style, right ? { left: `${x + 8}px`, right: "" } : { right: `${canvas.clientWidth - x + 8}px`, left: "" });
+      stage.classList.add("reading");
+    }
+
+    const leave = () => stage.classList.remove("reading");
+    canvas.addEventListener("pointermove", event => {
+      const view = drawn.get(figure);
+      if (!view || event.buttons) return leave();
+      const box = canvas.getBoundingClientRect();
+      const wanted = rows.length ? view.frame.y_scale.invert(event.clientY - box.top) : view.frame.x_scale.invert(event.clientX - box.left);
+      tell(stops.reduce((best, stop, place) => (Math.abs(stop - wanted) < Math.abs(stops[best] - wanted) ? place : best), 0));
+    });
+    canvas.addEventListener("pointerleave", leave);
+    canvas.addEventListener("focus", () => { if (canvas.matches(":focus-visible")) tell(at); });
+    canvas.addEventListener("blur", leave);
+    canvas.addEventListener("dblclick", () => drawn.get(figure)?.reset());
     canvas.addEventListener("keydown", event => {
-      const moves = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: stops.length - 1 };
+      const moves = { ArrowLeft: at - 1, ArrowUp: at - 1, ArrowRight: at + 1, ArrowDown: at + 1, Home: 0, End: stops.length - 1 };
+      if (event.key === "Escape") leave();
       if (!(event.key in moves)) return;
       event.preventDefault();
-      at = Math.max(0, Math.min(stops.length - 1, moves[event.key]));
-      tell();
+      tell(moves[event.key]);
     });
   }
 

@@ -70,9 +70,9 @@ class Plot:
         return (
             f"<figure class=plot id={self.key}><figcaption>{html.escape(self.title)}{metric}</figcaption>"
             f"<div class=keys>{buttons if len(names) > 1 else ''}</div>"
-            f"<div class=canvas tabindex=0 role=application aria-roledescription=plot style='height:{self.height}px' "
+            f"<div class=stage><div class=canvas tabindex=0 role=application aria-roledescription=plot style='height:{self.height}px' "
             f"aria-label='{html.escape(self.title)}. Left and right arrow keys read its values.'></div>"
-            f"<p class=values aria-live=polite></p><p class=note>{html.escape(self.note)}</p></figure>"
+            f"<i class=cursor></i><div class=values role=status></div></div><p class=note>{html.escape(self.note)}</p></figure>"
         )
 
     @property
@@ -98,26 +98,15 @@ class Plot:
         return re.sub(r'"(id|root_id)":"(p\d+)"', lambda one: f'"{one[1]}":"{known.setdefault(one[2], f"{self.key}.{len(known)}")}"', found)
 
     def _draw(self) -> Any:
-        from bokeh.models import (
-            BasicTickFormatter,
-            BoxAnnotation,
-            ColumnDataSource,
-            FixedTicker,
-            HoverTool,
-            NumeralTickFormatter,
-            Range1d,
-            Span,
-        )
-        from bokeh.plotting import figure
+        models, plotting = _bokeh()
 
         xs = [point[0] for points in self.lines.values() for point in points]
-        drawn = figure(
+        drawn = plotting.figure(
             height=self.height,
             sizing_mode="stretch_width",
-            tools="xbox_zoom,reset" if not self.rows else "",
-            active_drag=None,
-            toolbar_location="right" if not self.rows else None,
-            toolbar_inner=True,
+            tools="xbox_zoom" if not self.rows else "",
+            active_drag="xbox_zoom" if not self.rows else None,
+            toolbar_location=None,
             x_axis_type="log" if self.doubling else "linear",
             background_fill_color=None,
             border_fill_color=None,
@@ -125,8 +114,6 @@ class Plot:
             min_border_right=12,
             lod_threshold=None,
         )
-        drawn.toolbar.logo = None
-        drawn.toolbar.autohide = True
         for axis in drawn.axis:
             axis.update(
                 axis_line_color=PALETTE["--line"],
@@ -141,15 +128,15 @@ class Plot:
                 axis_label_text_font_style="normal",
             )
         drawn.xaxis.axis_label = self.across
-        drawn.yaxis.formatter = BasicTickFormatter(power_limit_low=-6)
+        drawn.yaxis.formatter = models.BasicTickFormatter(power_limit_low=-6)
         if not self.diagonal and not self.rows:
             drawn.xaxis.ticker.min_interval = 1  # rounds, steps and iterations are whole
         drawn.grid.grid_line_color = PALETTE["--line"]
         drawn.grid.grid_line_alpha = 0.6
         drawn.xgrid.grid_line_color = PALETTE["--line"] if self.rows else None
         if self.doubling:
-            drawn.xaxis.ticker = FixedTicker(ticks=sorted(set(xs)))
-            drawn.xaxis.formatter = NumeralTickFormatter(format="0")
+            drawn.xaxis.ticker = models.FixedTicker(ticks=sorted(set(xs)))
+            drawn.xaxis.formatter = models.NumeralTickFormatter(format="0")
         if self.diagonal:
             drawn.line([0, 1], [0, 1], color=PALETTE["--dim"], line_dash="dashed")
         if self.rows:
@@ -157,23 +144,23 @@ class Plot:
             return drawn
         low, high = (0.0, 1.0) if self.shares else _about(self._heights())
         pad = 0.03 * (high - low)
-        drawn.y_range = Range1d(low - pad * self.shares, high + pad * self.shares)
+        drawn.y_range = models.Range1d(low - pad * self.shares, high + pad * self.shares)
         for edge, ends in ((self.low, {"top": self.low}), (self.high, {"bottom": self.high})):
             if math.isfinite(edge):
-                drawn.add_layout(BoxAnnotation(**ends, fill_color=PALETTE["--bad"], fill_alpha=0.1, line_color=None))
-                drawn.add_layout(Span(location=edge, dimension="width", line_color=PALETTE["--bad"], line_dash="dashed"))
+                drawn.add_layout(models.BoxAnnotation(**ends, fill_color=PALETTE["--bad"], fill_alpha=0.1, line_color=None))
+                drawn.add_layout(models.Span(location=edge, dimension="width", line_color=PALETTE["--bad"], line_dash="dashed"))
         if self.alarm is not None:
-            drawn.add_layout(Span(location=self.alarm, dimension="height", line_color=PALETTE["--bad"], line_width=2))
+            drawn.add_layout(models.Span(location=self.alarm, dimension="height", line_color=PALETTE["--bad"], line_width=2))
         if self.shares:
-            drawn.yaxis.formatter = NumeralTickFormatter(format="0%")
-        for place, (name, points) in enumerate(self.lines.items()):
+            drawn.yaxis.formatter = models.NumeralTickFormatter(format="0%")
+        for place, points in enumerate(self.lines.values()):
             colour, points = COLOURS[place % len(COLOURS)], list(points)
             dash = DASHES[place // len(COLOURS) % len(DASHES)]
             aside = 0.0  # intervals of one x side by side
             if any(len(point) == 4 for point in points) and not self.doubling:
                 aside = (place - (len(self.lines) - 1) / 2) * 0.012 * ((max(xs) - min(xs)) or 1.0)
-            source = ColumnDataSource({"x": [point[0] + aside for point in points], "y": [_short(point[1]) for point in points]})
-            line = drawn.line("x", "y", source=source, color=colour, line_width=2, line_dash=dash, name=f"line{place}")
+            source = models.ColumnDataSource({"x": [point[0] + aside for point in points], "y": [_short(point[1]) for point in points]})
+            drawn.line("x", "y", source=source, color=colour, line_width=2, line_dash=dash, name=f"line{place}")
             if self.dots or len(points) == 1:
                 drawn.scatter("x", "y", source=source, color=colour, size=6, name=f"line{place}")
             ranged = [point for point in points if len(point) == 4]
@@ -188,34 +175,37 @@ class Plot:
                     line_alpha=0.7,
                     name=f"line{place}",
                 )
-            tips = [(self.across, "@x{0,0.[000]}"), (plain(name) or "value", "@y{0.0%}" if self.shares else "@y{0,0.[0000]}")]
-            drawn.add_tools(HoverTool(renderers=[line], mode="vline", tooltips=tips, attachment="horizontal", visible=False))
         return drawn
 
     def _lie(self, drawn: Any) -> None:
         """A row for each name: its value as a dot and its interval as a line, beside 0 where an interval goes below."""
-        from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter, Range1d, Span
+        models, _ = _bokeh()
 
-        points = next(iter(self.lines.values()))
-        drawn.y_range = Range1d(-0.6, len(self.rows) - 0.4)
-        drawn.yaxis.ticker = FixedTicker(ticks=list(range(len(self.rows))))
+        points: Sequence[Any] = next(iter(self.lines.values()))  # each with its interval
+        drawn.y_range = models.Range1d(-0.6, len(self.rows) - 0.4)
+        drawn.yaxis.ticker = models.FixedTicker(ticks=list(range(len(self.rows))))
         drawn.yaxis.major_label_overrides = {place: plain(row)[:18] for place, row in enumerate(self.rows)}
         drawn.ygrid.grid_line_color = None
-        drawn.xaxis.formatter = NumeralTickFormatter(format="0%")
+        drawn.xaxis.formatter = models.NumeralTickFormatter(format="0%")
         low, high = min(0.0, *(point[2] for point in points)), max(0.0, *(point[3] for point in points)) or 0.01
-        drawn.x_range = Range1d(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        drawn.x_range = models.Range1d(low - 0.05 * (high - low), high + 0.05 * (high - low))
         if low < 0:
-            drawn.add_layout(Span(location=0, dimension="height", line_color=PALETTE["--dim"]))
-        columns = [[_short(point[place]) for point in points] for place in range(4)]
-        source = ColumnDataSource(dict(zip(("y", "x", "low", "high"), columns, strict=True)))
-        drawn.segment(x0="low", y0="y", x1="high", y1="y", source=source, color=PALETTE["--c1"], line_width=2)
-        dots = drawn.scatter("x", "y", source=source, color=PALETTE["--c1"], size=9)
-        drawn.add_tools(HoverTool(renderers=[dots], tooltips=[("value", "@x{0.0%}"), ("95 %", "@low{0.0%} to @high{0.0%}")], visible=False))
+            drawn.add_layout(models.Span(location=0, dimension="height", line_color=PALETTE["--dim"]))
+        heights, values, lows, highs = ([_short(point[place]) for point in points] for place in range(4))
+        drawn.segment(x0=lows, y0=heights, x1=highs, y1=heights, color=PALETTE["--c1"], line_width=2)
+        drawn.scatter(values, heights, color=PALETTE["--c1"], size=9)
 
     def _heights(self) -> list[float]:
         return [value for points in self.lines.values() for point in points for value in point[1:]] + [
             edge for edge in (self.low, self.high) if math.isfinite(edge)
         ]
+
+
+def _bokeh() -> tuple[Any, Any]:
+    """Its models and its plotting, whose types know neither named columns nor unpacked settings."""
+    from bokeh import models, plotting
+
+    return models, plotting
 
 
 def plot(title: str, lines: Mapping[str, Sequence[Point]], across: str, **how: Any) -> Plot | None:
@@ -226,7 +216,7 @@ def plot(title: str, lines: Mapping[str, Sequence[Point]], across: str, **how: A
     return Plot(title, kept, across, **how) if kept else None
 
 
-def intervals(title: str, rows: Mapping[str, tuple[float, float, float]], *, of: str = "") -> Plot | None:
+def intervals(title: str, rows: dict[str, tuple[float, float, float]], *, of: str = "") -> Plot | None:
     """Shares with their intervals (value, low, high) by name, the first on top. None without rows."""
     if not rows:
         return None

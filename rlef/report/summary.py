@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,11 +9,12 @@ from typing import Any, Literal
 from rlef.report.data import BY_ITERATION, TRAINED, Curve, Run
 from rlef.report.names import GUARDS
 from rlef.report.parts import duration, gain, number, percent, text
-from rlef.report.training import guards
+from rlef.report.training import between, guards
 
 Judgement = Literal["good", "watch", "bad", "plain"]
 MARKS = {"good": "✓", "watch": "!", "bad": "✕", "plain": "·"}
 SPOKEN = {"good": "good", "watch": "to watch", "bad": "bad", "plain": "for information"}
+HINT = "In plots: point at them, or go there with Tab and read with the arrow keys; drag to look closer, double-click to see all again."
 RISE = 0.01  # of a mean reward between the first and the last quarter of the iterations, which counts as rising
 
 
@@ -44,7 +44,7 @@ def as_html(run: Run, anchors: Mapping[str, str]) -> str:
         link = f" <a href='#{text(one.anchor)}' aria-label='more: {text(anchors[one.anchor])}'>more</a>" if one.anchor in anchors else ""
         mark = f"<span class='mark {one.judgement}' role=img aria-label='{SPOKEN[one.judgement]}'>{MARKS[one.judgement]}</span>"
         rows.append(f"<li>{mark}<span>{text(one.words)}{link}</span>")
-    return f"<p class=lead>{lead}</p><h2 id=health>Health</h2><ul class=findings>{''.join(rows)}</ul>"
+    return f"<p class=lead>{lead}</p><h2 id=health>Health</h2><ul class=findings>{''.join(rows)}</ul><p class=hint>{HINT}</p>"
 
 
 def _progress(run: Run) -> Iterator[Finding]:
@@ -159,17 +159,11 @@ def _guarded(run: Run, name: str) -> Iterator[Finding]:
             yield Finding("bad", words, _stage(name))
     if all(guard.since is None for guard in watched):
         told = [
-            f"{GUARDS[guard.name]} {number(guard.first)}, now {number(guard.now)} (quiet {_between(guard.low, guard.high)})"
+            f"{GUARDS[guard.name]} {number(guard.first)}, now {number(guard.now)} (quiet at {between(guard.low, guard.high)})"
             for guard in watched
             if guard.name in ("kl", "length")
         ]
         yield Finding("good", f"{name}: none of {len(watched)} guards raised an alarm. {'; '.join(told)}.".replace(" .", ""), _stage(name))
-
-
-def _between(low: float, high: float) -> str:
-    if math.isfinite(low) and math.isfinite(high):
-        return f"from {number(low)} to {number(high)}"
-    return f"up to {number(high)}" if math.isfinite(high) else f"from {number(low)}"
 
 
 def _results(run: Run) -> Iterator[Finding]:

@@ -43,6 +43,13 @@ def guards(curves: Mapping[str, Curve]) -> list[Guard]:
     return found
 
 
+def between(low: float, high: float) -> str:
+    """As in 13 to 51.9, up to 0.5, or from 0.497."""
+    if math.isfinite(low) and math.isfinite(high):
+        return f"{number(low)} to {number(high)}"
+    return f"up to {number(high)}" if math.isfinite(high) else f"from {number(low)}"
+
+
 def sections(run: Run) -> list[Section]:
     return [one for name in run.of_kind(*TRAINED) if (one := _section(run, name)) is not None]
 
@@ -113,12 +120,11 @@ def _guard_table(watched: list[Guard]) -> str:
     rows = []
     for guard in watched:
         state = "<span class=good>quiet</span>" if guard.since is None else f"<span class=bad>alarm at {guard.since:g}</span>"
-        limits = [f"{word} {number(edge)}" for word, edge in (("at least", guard.low), ("at most", guard.high)) if math.isfinite(edge)]
         rows.append(
             f"<tr><td>{text(GUARDS[guard.name])}<td>{state}<td class=n>{number(guard.first)}<td class=n>{number(guard.now)}"
-            f"<td>{' and '.join(limits)}<td class='w dim'>{text(guard.rule.meaning)}"
+            f"<td class=limits>{between(guard.low, guard.high)}<td class='w dim'>{text(guard.rule.meaning)}"
         )
-    head = "<tr><th scope=col>guard<th scope=col>state<th class=n scope=col>first<th class=n scope=col>now<th scope=col>quiet while<th scope=col>an alarm says"
+    head = "<tr><th scope=col>guard<th scope=col>state<th class=n scope=col>first<th class=n scope=col>now<th scope=col>quiet at<th scope=col>an alarm says"
     return f"<div class=wide tabindex=0 role=region aria-label='Table: guards'><table><thead>{head}<tbody>{''.join(rows)}</table></div>"
 
 

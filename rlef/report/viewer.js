@@ -1,22 +1,5 @@
-// What both viewers share: elements made of text alone, filters, and a list that keys and clicks walk through.
+// What both viewers share: filters, and a list that keys and clicks walk through.
 "use strict";
-
-function make(tag, properties, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties ?? {})) {
-    if (value === null || value === undefined || value === false) continue;
-    if (name === "class") element.className = value;
-    else if (name.startsWith("--")) element.style.setProperty(name, value);
-    else if (typeof value === "function") element.addEventListener(name, value);
-    else element.setAttribute(name, value === true ? "" : value);
-  }
-  element.append(...children.filter(child => child !== null && child !== undefined));  // strings become text, never markup
-  return element;
-}
-
-function put(element, ...children) {
-  element.replaceChildren(...children.filter(child => child !== null));
-}
 
 function viewerData(anchor) {
   const block = document.getElementById(anchor + "-data");

@@ -49,7 +49,7 @@ def test_an_alarm_is_told_with_its_iteration_and_figures(tmp_path):
     assert found.judgement == "bad" and "since iteration 3" in found.words and "rollout/length 20, now 30" in found.words
     quiet = made(tmp_path, {"rollout/length": [20.0, 30.0, 40.0, 30.0], "ppo/kl_per_token": [0.0, 0.01, 0.02, 0.03]})
     found = told(quiet, "alarm")
-    assert found.judgement == "good" and "none of 2 guards" in found.words and "now 0.03 (quiet from -0.02 to 0.5)" in found.words
+    assert found.judgement == "good" and "none of 2 guards" in found.words and "now 0.03 (quiet at -0.02 to 0.5)" in found.words
 
 
 def test_guards_take_their_limits_from_the_first_value():
