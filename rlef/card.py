@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from reward_models.statistics import in_points
 from rlef.config import AnyStage, Config, PpoStage, RewardSettings, Stage
+from rlef.licences import base_of, licences, nameless
 from rlef.prompts import question_messages
 from rlef.run_dir import Manifest
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 METHODS = {
     "sft": "supervised fine-tuning on solved examples", "rft": "fine-tuning on its own best answers",
     "ppo": "PPO on r = r_I · r_A", "dpo": "DPO on pairs ranked by r = r_I · r_A", "grpo": "GRPO on r = r_I · r_A",
@@ -64,17 +62,11 @@ class Made:
     def settings(self) -> AnyStage:
         return self.config.stages[self.stage]
 
-    @property
-    def base(self) -> str | None:
-        """The base model's hub id, where it has one."""
-        path = self.config.model.path
-        return path if path is not None and HUB_ID.fullmatch(path) and not Path(path).exists() else None
-
 
 def policy_card(made: Made, *, templated: bool) -> str:
     """README.md of a policy's folder. `templated`: its tokenizer has a chat template. Local paths and addresses are not named."""
     header = ["library_name: transformers", "pipeline_tag: text-generation"]
-    header += [f"base_model: {made.base}"] if made.base else []
+    header += [f"base_model: {base}"] if (base := base_of(made.config)) else []
     header += [f"license: {made.base_licence}"] if made.base_licence else []
     header += ["tags:", "- rlef", f"- {made.settings.kind}"]
     messages = json.dumps(question_messages("How many are 3 and 4?", made.config.model), ensure_ascii=False)
@@ -99,12 +91,12 @@ def notes(made: Made) -> list[str]:
         *(["## Measured\n\n" + measured] if measured else []),
         "## Settings that are not the defaults\n\n```yaml\n" + _settings(made) + "```",
         "## Versions\n\n" + _versions(made),
-        "## Licences\n\n" + "\n".join(_licences(made)),
+        "## Licences\n\n" + "\n".join(licences(made.config, made.base_licence)),
     ]
 
 
 def _method(made: Made) -> str:
-    base = made.base or ("random initialisation" if made.config.model.path is None else "a local model")
+    base = base_of(made.config) or ("random initialisation" if made.config.model.path is None else "a local model")
     way = [f"`{name}`: {METHODS[made.config.stages[name].kind]}" for name in (*made.after, made.stage)]
     steps = "\n".join(f"{number}. {one}" for number, one in enumerate(way, 1))
     told = f"From {base}, by reinforcement learning from evolved feedback (RLEIF, arXiv 2308.09583):\n\n{steps}"
@@ -147,24 +139,13 @@ def _measured(made: Made) -> str:
 
 def _settings(made: Made) -> str:
     """As YAML, of the stage and those before it."""
-    shown: dict[str, Any] = {"model": _changed(made.config.model.model_dump(mode="json", exclude_defaults=True))}
+    shown: dict[str, Any] = {"model": nameless(made.config.model.model_dump(mode="json", exclude_defaults=True))}
     shown |= {name: _of_stage(made.config.stages[name]) for name in (*made.after, made.stage)}
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
 
 
 def _of_stage(stage: Stage) -> dict[str, Any]:
-    return {"kind": getattr(stage, "kind", "")} | _changed(stage.model_dump(mode="json", exclude_defaults=True))
-
-
-def _changed(settings: Any) -> Any:
-    """Without what names this machine or others: of a path its last part, of an address nothing."""
-    if isinstance(settings, dict):
-        return {key: _changed(value) for key, value in settings.items()}
-    if isinstance(settings, list):
-        return [_changed(value) for value in settings]
-    if isinstance(settings, str) and "://" in settings:
-        return "a server"
-    return Path(settings).name if isinstance(settings, str) and "/" in settings and not HUB_ID.fullmatch(settings) else settings
+    return {"kind": getattr(stage, "kind", "")} | nameless(stage.model_dump(mode="json", exclude_defaults=True))
 
 
 def _versions(made: Made) -> str:
@@ -174,36 +155,6 @@ def _versions(made: Made) -> str:
     told += [f"Python {made.info['python']}"] if made.info.get("python") else []
     told += [f"commit {made.info['git'][:12]}"] if made.info.get("git") else []
     return f"{', '.join(told) or 'not recorded'}; seed {made.config.seed_of(made.settings)}; {of.seconds:.0f} s for this stage."
-
-
-def _licences(made: Made) -> list[str]:
-    """What is known, and of the rest that it is not."""
-    config = made.config
-    lines = []
-    if config.model.path is None:
-        lines.append("- weights: trained from random initialisation, no base model")
-    elif made.base_licence:
-        lines.append(f"- base model: {made.base or 'a local model'}, {made.base_licence} by its own card")
-    else:
-        lines.append(f"- base model: {made.base or 'a local model'}; its licence is not known here and binds this model: look it up")
-    for name, stage in config.stages.items():
-        if stage.kind == "problems" and stage.source == "symbolic":
-            lines.append(f"- problems (`{name}`): made by a program, no data of others")
-        elif stage.kind == "problems":
-            lines.append(f"- problems (`{name}`): {_changed(stage.path)}; their licence is not known here: look it up")
-    if config.teacher.kind == "symbolic":
-        lines.append("- teacher and judge: a program")
-    else:
-        teacher = _changed(config.teacher.model) if config.teacher.model else "the policy itself"
-        lines.append(f"- teacher and judge: {teacher}; its terms may limit what is trained on its texts")
-    return lines
-
-
-def stated_licence(card: str) -> str | None:
-    """The `license:` of a model card's front matter."""
-    found = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
-    line = re.search(r"^license: *([\w.+-]+) *$", found[1], re.MULTILINE) if found else None
-    return line[1] if line else None
 
 
 def with_notes(card: str, sections: Sequence[str]) -> str:

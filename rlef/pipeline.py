@@ -37,6 +37,7 @@ from rlef.config import (
     function_of,
     resolve_path,
 )
+from rlef.data_card import write_card
 from rlef.errors import UserError, raise_all
 from rlef.evolution.operations import check_weights, operations_of, operations_to_improve
 from rlef.memory import Zero
@@ -546,6 +547,7 @@ def _run_stages(
             raise
         seconds = time.monotonic() - began
         keep_rows(run_dir.metrics_file, name, folder)
+        write_card(config, name, folder, result)
         run_dir.finish(name, print_, seconds, result)
         write_summary(config, run_dir)
         print(f"{label}: {seconds:.0f} s  {_brief(result)}", flush=True)

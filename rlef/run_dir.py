@@ -33,6 +33,7 @@ METRICS = "metrics.jsonl"
 ERROR, FAILURE = "error.txt", "failure.json"
 # Folders of a stage that are of no use once it is done: its finished pieces, and what it would go on from.
 SHARDS, CHECKPOINTS = "shards", "checkpoints"
+CARD = "README.md"  # of a data stage: words about its rows, which nothing reads
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -61,13 +62,13 @@ def damaged(path: Path, how: str) -> UserError:
 
 
 def folder_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below but those of the frame and those that go when the stage is done."""
+    """SHA-256 of every file below but those of the frame, the card and those that go when the stage is done."""
     # training_args.bin holds a folder and a time: the same work done twice would look changed.
     skipped = {"manifest.json", "started.json", "job.json", "result.json", ERROR, FAILURE, "training_args.bin", METRICS}
     return {
         str(file.relative_to(folder)): file_digest(file)
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name not in skipped and file.relative_to(folder).parts[0] not in (SHARDS, CHECKPOINTS)
+        if file.is_file() and file.name not in skipped and file.relative_to(folder).parts[0] not in (SHARDS, CHECKPOINTS, CARD)
     }
 
 

@@ -112,7 +112,8 @@ def _card(config: Config, run_dir: RunDir, what: str, stage: str, folder: Path) 
 
 def made_by(config: Config, run_dir: RunDir, stage: str) -> Made:
     """What the run directory says of a stage's model."""
-    from rlef.card import Made, stated_licence
+    from rlef.card import Made
+    from rlef.licences import stated_licence
 
     manifests = {name: manifest for name in config.stages if (manifest := run_dir.manifest(name)) is not None}
     results: dict[str, Any] = {}
