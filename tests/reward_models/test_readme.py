@@ -89,6 +89,14 @@ def test_train_score_and_evaluate(newcomer):
     newcomer.shell(irm, code=0 if reached >= 0.9 else 2)
 
 
+def test_choose(newcomer):
+    (newcomer.folder / "completions.jsonl").write_text(blocks("Choose", "json")[0])
+    newcomer.shell(blocks("Choose", "bash")[0])
+    (chosen,) = [json.loads(line) for line in (newcomer.folder / "chosen.jsonl").read_text().splitlines()]
+    assert chosen["best"] == chosen["scores"].index(max(chosen["scores"])) and chosen["majority"] == "7"
+    assert chosen["best_answer"] == ["7", "-1", "7"][chosen["best"]] and 0 < chosen["instruction"] < 1
+
+
 def test_serve(newcomer):
     newcomer.port = str(free_port())
     start, ask = blocks("Serve", "bash")

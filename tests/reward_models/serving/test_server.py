@@ -113,6 +113,13 @@ def test_a_prompt_is_read_through_the_reward_models_own_template(policy_folder):
     reader = PromptReader(tokenizer)
     assert reader.question("<|u|>7?<|a|>") == "7?" and reader.question("<|u|>7?") == "<|u|>7?" and reader.question("<|a|>") == "<|a|>"
     assert reader.answer("7? six<|end|>", "7?") == " six" and reader.answer("six", "7?") is None
+    # As OpenRLHF 0.11 makes them: the prompt's tokens and the answer's, decoded together.
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "7?"}], add_generation_prompt=True, tokenize=False)
+    written = tokenizer.encode("a 7\n#### 7", add_special_tokens=False)
+    query = tokenizer.decode(
+        [*tokenizer.encode(prompt, add_special_tokens=False), *written, tokenizer.eos_token_id], skip_special_tokens=False
+    )
+    assert reader.question(prompt) == "7?" and reader.answer(query, prompt) == "a 7\n#### 7"
 
 
 @pytest.mark.parametrize(
