@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 KINDS = {"policy": ("sft", "ppo", "dpo", "grpo", "rft"), "irm": ("irm",), "prm": ("prm", "orm")}
 TOKEN = "HF_TOKEN"
+ADAPTER = "adapter/"
 FRAME = ("README.md", "training_args.bin", "metrics.jsonl")  # in a model's folder, and nobody's elsewhere; the card is written anew
 
 
@@ -74,30 +75,44 @@ def export(config: Config, run_dir: RunDir, what: str, stage: str, target: Path,
     """Whole or not at all. Raises UserError where `target` holds anything, or a file is not the one that the stage wrote."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: holds something already", fix="give a new folder, or empty that one")
-    source = run_dir.stage(stage)
-    if adapter and not (source / "adapter").is_dir():
-        raise UserError(f"--adapter: {stage} was trained without one", fix=f"leave it out, or train with {stage}.lora")
     from reward_models.records import file_digest
 
-    manifest = run_dir.manifest(stage)
+    source, manifest = run_dir.stage(stage), run_dir.manifest(stage)
     assert manifest is not None
+    files = {name: copied for name in manifest.files if (copied := _copied(name, adapter=adapter)) is not None}
+    if adapter and not any(copied.startswith(ADAPTER) for copied in files.values()):
+        raise UserError(f"--adapter: {stage} was trained without one", fix=f"leave it out, or train with {stage}.lora")
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        for name, digest in manifest.files.items():
-            part, _, rest = name.partition("/")
-            if part not in ("model", *(["adapter"] if adapter else [])) or Path(rest).name in FRAME:
-                continue
-            copy = partial / (rest if part == "model" else name)
+        for name, copied in files.items():
+            copy = partial / copied
             copy.parent.mkdir(parents=True, exist_ok=True)
-            if not (source / name).is_file() or file_digest(shutil.copyfile(source / name, copy)) != digest:
+            if not (source / name).is_file() or file_digest(shutil.copyfile(source / name, copy)) != manifest.files[name]:
                 raise UserError(f"{source / name}: gone, or not as it was written", fix=f"make it again: rlef run CONFIG --from {stage}")
+        if adapter:
+            _unnamed(config, partial / ADAPTER / "adapter_config.json")
         (partial / "README.md").write_text(_card(config, run_dir, what, stage, partial), encoding="utf-8")
         if target.is_dir():
             target.rmdir()
         partial.replace(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _copied(name: str, *, adapter: bool) -> str | None:
+    """Where a stage's file goes: its model, and the adapter, which lies in the model's folder or beside it. None: nowhere."""
+    kept = name.removeprefix("model/")
+    wanted = adapter if kept.startswith(ADAPTER) else kept != name
+    return kept if wanted and Path(kept).name not in FRAME else None
+
+
+def _unnamed(config: Config, file: Path) -> None:
+    """peft writes down where the base lay: a folder of this machine."""
+    from rlef.licences import base_of
+    from rlef.run_dir import read_json, write_json
+
+    write_json(file, read_json(file) | {"base_model_name_or_path": base_of(config)})
 
 
 def _card(config: Config, run_dir: RunDir, what: str, stage: str, folder: Path) -> str:

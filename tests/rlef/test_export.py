@@ -44,8 +44,10 @@ def run(tiny_folder, tmp_path_factory):
             torch.save({"folder": "/home/me"}, folder / "model" / "training_args.bin")
         if name == "ppo":
             (folder / "adapter").mkdir()
-            (folder / "adapter" / "adapter_config.json").write_text("{}")
+            (folder / "adapter" / "adapter_config.json").write_text('{"r": 4, "base_model_name_or_path": "/home/me/base"}')
         if name == "prm":
+            (folder / "model" / "adapter").mkdir()
+            (folder / "model" / "adapter" / "adapter_config.json").write_text('{"r": 8}')
             (folder / "model" / "README.md").write_text("---\ntags:\n- reward-model\n---\n\n# Process reward model\n")
         made.finish(name, {}, 12.0, results.get(name, {"sft": ROW, "ppo": ROW | GAIN}))
     return made
@@ -93,7 +95,10 @@ def test_a_reward_models_own_card_stays_and_the_adapter_comes_on_request(run, tm
         card.startswith("---\ntags:\n- reward-model\n---\n\n# Process reward model\n") and "## Licences" in card and "epochs: 3.0" in card
     )
     assert main(["export", str(run.root), "--policy", str(tmp_path / "ppo"), "--adapter"]) == 0
-    assert (tmp_path / "ppo" / "adapter" / "adapter_config.json").read_text() == "{}"
+    assert json.loads((tmp_path / "ppo" / "adapter" / "adapter_config.json").read_text()) == {"r": 4, "base_model_name_or_path": None}
+    assert not (tmp_path / "prm" / "adapter").exists()
+    assert main(["export", str(run.root), "--prm", str(tmp_path / "two"), "--adapter"]) == 0
+    assert json.loads((tmp_path / "two" / "adapter" / "adapter_config.json").read_text())["r"] == 8
 
 
 @pytest.mark.parametrize(
@@ -102,7 +107,7 @@ def test_a_reward_models_own_card_stays_and_the_adapter_comes_on_request(run, tm
         (["--policy", "{full}"], "holds something already"),
         (["--irm", "{new}"], "no finished stage makes a irm"),
         (["--policy", "{new}", "--stage", "prm"], "one of: sft, ppo"),
-        (["--prm", "{new}", "--adapter"], "trained without one"),
+        (["--policy", "{new}", "--stage", "sft", "--adapter"], "trained without one"),
         (["--policy", "{new}", "--public"], "nothing is pushed"),
         (["--policy", "{new}", "--push", "me/x"], "no token in HF_TOKEN"),
     ],
