@@ -10,24 +10,15 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from reward_models.metrics import majority_vote, weighted_vote
+from reward_models.records import Candidate
 from reward_models.statistics import mean_interval, paired_difference, pass_at_k
 
 SUBSETS = 256
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One solution of a problem. `answer` is canonical, None where none was found: such a one neither votes nor is right."""
-
-    correct: bool
-    score: float
-    answer: str | None = None
 
 
 def curves(groups: Sequence[Sequence[Candidate]], *, seed: int = 0) -> dict[str, Any] | None:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from reward_models import metrics
-from reward_models.curves import Candidate, curves
+from reward_models.curves import curves
 from reward_models.instruction import InstructionRewardModel
 from reward_models.losses import masked_after_first_error
 from reward_models.probes import probe
 from reward_models.process import ProcessRewardModel, aggregate
-from reward_models.records import RankedItem, RankedList, SteppedSolution
+from reward_models.records import Candidate, RankedItem, RankedList, SteppedSolution
 from reward_models.statistics import bootstrap_intervals
 
 PROBED = 100  # solutions that hack probes are tried on: each probe scores them once more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -141,3 +142,12 @@ def _key(row: RankedList | SteppedSolution) -> str:
 
 def _drawn(key: str, fraction: float) -> bool:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") < fraction * 2**32
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One solution of a problem. `answer` is canonical, None where none was found: such a one neither votes nor is right."""
+
+    correct: bool
+    score: float
+    answer: str | None = None

@@ -14,8 +14,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from reward_models.curves import Candidate
 from reward_models.nearest import meant_path
+from reward_models.records import Candidate
 from reward_models.records import problem_id as problem_id  # of the rows below too
 from rlef.errors import UserError
 

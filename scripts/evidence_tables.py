@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from reward_models.charts import line_chart
-from reward_models.curves import Candidate, curves
+from reward_models.curves import curves
+from reward_models.records import Candidate
 from reward_models.statistics import over_seeds
 from rlef.charts import interval_chart
 from rlef.config import Config, ModelSection, ProblemsStage

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from reward_models import metrics
-from reward_models.curves import Candidate
 from reward_models.process import StepScores, aggregate
+from reward_models.records import Candidate
 from reward_models.statistics import paired_difference, pass_at_k, wilson
 from rlef.answers import canonical, same_answer
 from rlef.config import EvaluateStage

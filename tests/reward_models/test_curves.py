@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_models import curves as module
-from reward_models.curves import Candidate, best_of_n, curves, vote_accuracy
+from reward_models.curves import best_of_n, curves, vote_accuracy
 from reward_models.metrics import best_of, majority_vote, weighted_vote
+from reward_models.records import Candidate
 
 ANSWERS = st.sampled_from(["a", "b", "c", None])
 GROUPS = st.lists(st.tuples(ANSWERS, st.sampled_from([0.0, 0.25, 0.5, 0.5, 0.9])), min_size=1, max_size=6)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reward_models import metrics
-from reward_models.curves import Candidate
 from reward_models.evaluate import vote_measures, vote_outcomes
+from reward_models.records import Candidate
 
 
 def test_auroc_and_auprc():
