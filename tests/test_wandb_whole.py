@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from rlef.load_config import load_config
 from rlef.pipeline import resolve_inputs
 from rlef.run_dir import RunDir, digest
 from rlef.trackers import wandb, wandb_records
+from tests.wandb_server import serving
 
 CONFIG = Path(__file__).parent / "configs" / "tiny.yaml"
 TABLES = {
@@ -157,3 +159,32 @@ def test_artifacts_and_input_digests_are_those_of_the_manifests(runs):
     assert drawn == {(edge.stage, edge.key, edge.artifact) for edge in edges(run_dir)}
     names = {f"{output.name}:{one}" for run in found.values() for output in run.outputs for one in output.aliases}
     assert {artifact for _, _, artifact in drawn} <= names
+
+
+@pytest.mark.slow
+def test_wandb_sync_sends_each_row_alert_and_artifact_once(runs, tmp_path):
+    """W&B's own command, against a server that keeps what it is sent."""
+    root, found, _ = runs
+    shutil.copytree(root / "wandb", tmp_path / "wandb", symlinks=True)  # it marks what it sent
+    folders = sorted(map(str, (tmp_path / "wandb").glob("offline-run-*")))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    with serving() as server:
+        environment |= {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": "0" * 40, "WANDB_DIR": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-m", "wandb", "sync", *folders], env=environment, capture_output=True, text=True, timeout=300
+        )
+    assert done.returncode == 0 and done.stderr.count("Finished syncing") == len(found), done.stderr
+    assert server.groups == {run.run_id: "the run" for run in found.values()}
+    for stage, run in found.items():
+        sent = sorted(server.history.get(run.run_id, []), key=lambda one: one[0])
+        assert [start for start, _ in sent] == [sum(len(rows) for _, rows in sent[:place]) for place in range(len(sent))], stage
+        history = [row for _, rows in sent for row in rows]
+        assert [row["global_step"] for row in history] == [row["global_step"] for row in run.history], stage
+        figures = [{key: value for key, value in row.items() if not key.startswith("_")} for row in history]
+        assert [row for row in figures if all(isinstance(value, int | float) for value in row.values())] == run.rows, stage
+        assert server.alerts.get(run.run_id, []) == run.alerts
+    outputs = {(one.name, one.type, frozenset(one.aliases)) for run in found.values() for one in run.outputs}
+    sent_outputs = [one for one in server.artifacts if one[1] != "run_table"]
+    assert len(sent_outputs) == len(found) and set(sent_outputs) == outputs
+    tables = {table["path"] for run in found.values() for table in run.tables.values()}
+    assert all(server.files[path] > 0 for path in tables)
