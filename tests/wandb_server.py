@@ -1,4 +1,4 @@
-"""As much of W&B's server as `wandb sync` talks to: it keeps what it is sent."""
+"""As much of W&B's server as a run and `wandb sync` talk to: it keeps what it is sent, and knows no artifact to be read."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ class Server:
             project = {"id": "p", "name": values["project"], "entity": {"id": "e", "name": "me"}}
             bucket = {"id": values["name"], "name": values["name"], "config": values.get("config") or "{}", "project": project}
             return {"upsertBucket": {"bucket": bucket | {"historyLineCount": 0}, "inserted": True}}
+        if name == "RunResumeStatus":
+            rows = [row for _, rows in self.history[values["name"]] for row in rows]
+            counts = {"historyLineCount": len(rows), "eventsLineCount": 0, "logLineCount": 0}
+            tails = {"historyTail": json.dumps([json.dumps(row) for row in rows[-1:]]), "eventsTail": "[]", "summaryMetrics": "{}"}
+            bucket = {"id": values["name"], "name": values["name"], "config": "{}", "tags": [], "wandbConfig": '{"t": 1}'} | counts | tails
+            return {"model": {"id": "p", "name": "p", "internalId": "1", "entity": {"id": "e", "name": "me"}, "bucket": bucket}}
         if name == "NotifyScriptableRunAlert":
             self.alerts[values["runName"]].append((values["title"], values["text"]))
         if name == "CreateRunFiles":
@@ -44,7 +50,7 @@ class Server:
             return {"createArtifact": {"artifact": {"id": given["digest"], "state": "COMMITTED", "artifactSequence": sequence}}}
         if name == "Viewer":
             return {"viewer": {"id": "u", "username": "me", "entity": "me", "flags": "{}", "teams": {"edges": []}}}
-        return {"serverInfo": {"features": []}}
+        return {"serverInfo": {"features": []}, "project": None}
 
     def stream(self, run_id: str, files: dict[str, Any]) -> None:
         if "wandb-history.jsonl" in files:

@@ -19,6 +19,9 @@ from rlef.run_dir import RunDir, digest
 from rlef.trackers import wandb, wandb_records
 from rlef.trackers.base import Artifact, Html
 from rlef.tracking import Tracker
+from tests.wandb_server import serving
+
+INPUTS = {"init": {"path": "run/sft", "digest": "d" * 64, "artifact": "r-sft:abc"}}
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def offline(monkeypatch, tmp_path):
 
 
 def opened(root, run_id=None, **settings) -> Tracker:
-    parameters = {"stage": {"lr": 1}, "inputs": {"init": {"digest": "d" * 64}}}
+    parameters = {"stage": {"lr": 1}, "inputs": INPUTS}
     tracker = Tracker.open("ppo", "ppo", root, TrackingSection(**settings), parameters, run_id=run_id)
     tracker.quiet = True
     return tracker
@@ -69,7 +72,7 @@ def test_all_that_is_logged_is_in_the_file(offline, tmp_path):
     run, files = written(root, identity)
 
     assert (run.run_id, run.group, run.job_type, run.name) == (identity, "my run", "ppo", "my run/ppo")
-    assert run.config["inputs"] == {"init": {"digest": "d" * 64}} and run.config["stage"] == {"lr": 1}
+    assert run.config["inputs"] == INPUTS and run.config["stage"] == {"lr": 1}
     assert run.rows == [
         {"reward/total": 0.5, "ppo/kl": 1.0, "global_step": 1},
         {"reward/total": 0.75, "ppo/kl": 0.5, "global_step": 2},
@@ -177,6 +180,39 @@ def test_a_service_that_kept_the_rows_of_an_earlier_start_gets_only_those_that_i
         tracker.log({"a": step}, step, {"kl": "far"})
     told = [(1, {"a": 1}), (1, "ppo: kl"), (2, {"a": 2}), (2, "ppo: kl"), (3, {"a": 3}), (3, "ppo: kl"), (4, {"a": 4}), (4, "ppo: kl")]
     assert fresh.told == told and kept.told == told[-2:]
+
+
+@pytest.mark.slow
+def test_online_a_stage_that_goes_on_is_the_same_run_with_each_row_and_alert_once(offline, tmp_path, monkeypatch, capsys):
+    """Against a server that is made up: it holds three rows, the checkpoint two."""
+    import wandb as sdk
+
+    sdk.teardown()  # it reads the environment once
+    (tmp_path / "checkpoint").mkdir()
+    with serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.address)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        first = opened(tmp_path, wandb="online")
+        for step in (1, 2, 3):
+            first.log({"reward/total": step / 10}, step, {f"at_{step}": "told"})
+            if step == 2:
+                first.keep(tmp_path / "checkpoint")
+        first.close(failed=True)
+        second = opened(tmp_path, first.wandb_id, wandb="online")
+        second.restore(tmp_path / "checkpoint")
+        for step in (3, 4):
+            second.log({"reward/total": step / 10}, step, {f"at_{step}": "told"})
+        second.close()
+        sdk.teardown()
+    sent = [
+        (start, [(row["_step"], row["global_step"], row["reward/total"]) for row in rows]) for start, rows in server.history[first.wandb_id]
+    ]
+    assert second.wandb_id == first.wandb_id and [one for _, rows in sent for one in rows] == [
+        (step - 1, step, step / 10) for step in (1, 2, 3, 4)
+    ]
+    assert sent[-1][0] == 3  # after what is there, not over it
+    assert server.alerts[first.wandb_id] == [(f"ppo: at {step}", f"step {step}: told") for step in (1, 2, 3, 4)]
+    assert "has no artifact r-sft:abc" in capsys.readouterr().err
 
 
 def test_online_the_inputs_become_edges_and_one_that_is_missing_is_told(capsys):
