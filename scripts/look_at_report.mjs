@@ -1,10 +1,10 @@
-// Looks at OUT/report.html as a reader does, and ends with 1 where something is not as it must be; see look_at_report.sh.
+// Looks at OUT/report.html as a reader does, and ends with 1 where something is not as it must be; see look_at_report.py.
 import { createRequire } from "node:module";
 import { statSync } from "node:fs";
 import { execSync } from "node:child_process";
 import { resolve } from "node:path";
 
-const { chromium } = createRequire(resolve(".benchmark/playwright/x.js"))("playwright-core");
+const { chromium } = createRequire(resolve(process.argv[3], "x.js"))("playwright-core");
 const out = resolve(process.argv[2]);
 const file = `${out}/report.html`;
 const MOST_BYTES = 5e6;

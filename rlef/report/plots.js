@@ -17,7 +17,7 @@
     canvas.replaceChildren();
     const [view] = await Bokeh.embed.embed_item(coloured(plots[figure.id].item), canvas);
     if (matchMedia("(pointer: coarse)").matches) view.model.toolbar.active_drag = null;  // a finger scrolls the page
-    view.canvas_view.events_el.tabIndex = -1;  // one stop for Tab, ours
+    Object.assign(view.canvas_view.events_el, { tabIndex: -1, style: "outline: none" });  // one stop for Tab, ours
     drawn.set(figure, view);
     for (const key of figure.querySelectorAll(".key")) show(figure, key);
   }
@@ -65,13 +65,14 @@
     }
 
     const leave = () => stage.classList.remove("reading");
+    canvas.addEventListener("pointerdown", leave, true);
     canvas.addEventListener("pointermove", event => {
       const view = drawn.get(figure);
       if (!view || event.buttons) return leave();
       const box = canvas.getBoundingClientRect();
       const wanted = rows.length ? view.frame.y_scale.invert(event.clientY - box.top) : view.frame.x_scale.invert(event.clientX - box.left);
       tell(stops.reduce((best, stop, place) => (Math.abs(stop - wanted) < Math.abs(stops[best] - wanted) ? place : best), 0));
-    });
+    }, true);
     canvas.addEventListener("pointerleave", leave);
     canvas.addEventListener("focus", () => { if (canvas.matches(":focus-visible")) tell(at); });
     canvas.addEventListener("blur", leave);

@@ -125,7 +125,7 @@ def _guard_table(watched: list[Guard]) -> str:
             f"<td class=limits>{between(guard.low, guard.high)}<td class='w dim'>{text(guard.rule.meaning)}"
         )
     head = "<tr><th scope=col>guard<th scope=col>state<th class=n scope=col>first<th class=n scope=col>now<th scope=col>quiet at<th scope=col>an alarm says"
-    return f"<div class=wide tabindex=0 role=region aria-label='Table: guards'><table><thead>{head}<tbody>{''.join(rows)}</table></div>"
+    return f"<div class='wide guards' tabindex=0 role=region aria-label='Table: guards'><table><thead>{head}<tbody>{''.join(rows)}</table></div>"
 
 
 def _steps(run: Run, name: str) -> tuple[str, Charts]:
