@@ -15,6 +15,7 @@ from rlef.report.names import FLAWS, OPERATIONS, RULES
 from rlef.report.parts import LONGEST, Section, shown
 
 MOST, TREE = 1000, 150  # problems that go into the page, and of them from one seed
+CHARACTERS = 1_000_000  # of all their texts, after which no tree more is taken
 PAIRS = 50_000  # equal words of two texts, pair by pair, above which new words are not looked for: that takes pairs times blocks
 SAME_TEXT = 0.4  # share of common words from which a rewrite is shown with its new words marked
 GONE, SAME, NEW = -1, 0, 1
@@ -55,10 +56,11 @@ def forest(run: Run) -> tuple[list[Node], int]:
     wanted = min(len(roots), max(1, MOST * len(roots) // max(1, made)))
     chosen = [roots[round(place * (len(roots) - 1) / max(1, wanted - 1))] for place in range(wanted)]
     nodes: list[Node] = []
-    trees = 0
+    trees = characters = 0
     for root in chosen:
         tree = list(_tree(root, children, len(nodes)))
-        if nodes and len(nodes) + len(tree) > MOST + MOST // 10:
+        characters += sum(min(LONGEST, len(node.problem.question)) for node in tree)
+        if nodes and (len(nodes) + len(tree) > MOST + MOST // 10 or characters > CHARACTERS):
             break
         nodes += tree
         trees += 1

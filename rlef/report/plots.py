@@ -31,6 +31,7 @@ PALETTE = {  # custom property of page.css -> its light value
 }
 COLOURS = tuple(PALETTE[f"--c{number}"] for number in range(1, 7))
 DASHES = ("solid", "dashed", "dotted", "dotdash")  # once the colours are used up
+MOST_LINES = 12  # of a plot
 MOST_POINTS = 400  # of a line; of more, evenly spaced ones are drawn, the last among them
 HEIGHT = 210
 
@@ -213,6 +214,9 @@ def plot(title: str, lines: Mapping[str, Sequence[Point]], across: str, **how: A
     least = 1 if how.get("dots") or how.get("shares") else 2
     finite = {name: [point for point in points if all(map(math.isfinite, point))] for name, points in lines.items()}
     kept = {name: thinned(points) for name, points in finite.items() if len(points) >= least}
+    if len(kept) > MOST_LINES:
+        how["note"] = f"{how.get('note', '')} {len(kept) - MOST_LINES} more lines are not drawn.".strip()
+        kept = dict(list(kept.items())[:MOST_LINES])
     return Plot(title, kept, across, **how) if kept else None
 
 

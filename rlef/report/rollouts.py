@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import accumulate
+from typing import Any, TypeVar
 
 from rlef.answers import as_number, canonical, extract_answer, same_answer
 from rlef.compare import read_outcomes
 from rlef.records import PairRow, Problem, Rollout
 from rlef.report.data import BY_ITERATION, Run
 from rlef.report.names import FLAWS, OPERATIONS
-from rlef.report.parts import Section, cut, shown
+from rlef.report.parts import LONGEST, Section, cut, shown
 
+T = TypeVar("T")
 ROLLOUTS, PAIRS, EVALUATED = 240, 60, 100  # answers of a trained policy, pairs, and answers of an evaluated policy that go into the page
 STEP = 1000  # characters of a step that are shown
+CHARACTERS = 300_000  # of the answers of one source, after which none more is taken
 
 
 def section(run: Run) -> Section | None:
@@ -47,6 +50,7 @@ def _collected(run: Run) -> tuple[dict[str, str], list[dict[str, Any]], list[dic
     for name in run.of_kind(*BY_ITERATION):
         rows = run.rows(f"{name}/rollouts.jsonl", Rollout)
         some = spread(rows, ROLLOUTS)
+        some = affordable(some, [len(row.text) for row in some])
         if rows:
             last = max(row.iteration for row in rows)
             sources[f"{name}, iteration {last}"] = f"{name}: {len(some):,} of {len(rows):,} answers that were kept, of iteration {last}"
@@ -56,9 +60,10 @@ def _collected(run: Run) -> tuple[dict[str, str], list[dict[str, Any]], list[dic
             items.append({"s": len(sources) - 1, "p": at, "n": row.sample} | _rollout(row, known, delimiter, marker))
     for name in run.of_kind("dpo"):
         pairs = run.rows(f"{name}/pairs.jsonl", PairRow)
+        few = affordable(pairs[:PAIRS], [len(row.chosen) + len(row.rejected) for row in pairs])
         if pairs:
-            sources[f"{name}, pairs"] = f"{name}: {len(pairs[:PAIRS]):,} of {len(pairs):,} pairs"
-        for row in pairs[:PAIRS]:
+            sources[f"{name}, pairs"] = f"{name}: {len(few):,} of {len(pairs):,} pairs"
+        for row in few:
             problem = run.problems.get(row.problem_id)
             at = place(row.problem_id, row.question, problem)
             for side, words, reward in (("better", row.chosen, row.chosen_reward), ("worse", row.rejected, row.rejected_reward)):
@@ -66,6 +71,7 @@ def _collected(run: Run) -> tuple[dict[str, str], list[dict[str, Any]], list[dic
     for name in run.of_kind("evaluate"):
         for policy, rows in read_outcomes(run.folder / name).items():
             known = [row for row in rows if row.problem_id in run.held_out][:EVALUATED]
+            known = affordable(known, [len(row.text) for row in known])
             if known:
                 sources[f"{policy}, held out"] = f"{policy} on held-out problems: {len(known):,} of {len(rows):,}"
             for row in known:
@@ -76,6 +82,12 @@ def _collected(run: Run) -> tuple[dict[str, str], list[dict[str, Any]], list[dic
                     | ({} if row.finished else {"cut": True})
                 )
     return sources, problems, items
+
+
+def affordable(rows: Sequence[T], lengths: Sequence[int]) -> list[T]:
+    """The first rows whose texts, cut as they will be, hold CHARACTERS together."""
+    whole = accumulate(min(LONGEST, length) for length in lengths)
+    return [row for row, total in zip(rows, whole, strict=False) if total <= CHARACTERS]
 
 
 def spread(rows: Sequence[Rollout], most: int) -> list[Rollout]:

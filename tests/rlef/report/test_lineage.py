@@ -6,7 +6,7 @@ import yaml
 
 from rlef.records import Eliminated, Lineage, Problem, write_jsonl
 from rlef.report.data import Run
-from rlef.report.lineage import GONE, MOST, NEW, SAME, TREE, as_json, differences, forest
+from rlef.report.lineage import CHARACTERS, GONE, MOST, NEW, SAME, TREE, as_json, differences, forest
 
 
 def test_a_rewrite_is_told_in_kept_new_and_lost_words():
@@ -84,6 +84,15 @@ def test_of_many_trees_some_from_all_over_are_shown_and_of_a_large_one_its_upper
     assert roots[0] == "s0" and roots[-1] == "s399"
     nodes, trees = forest(made(tmp_path, seeds[:1], [child(f"c{number}", "s0") for number in range(3000)]))
     assert (len(nodes), trees) == (TREE, 1)
+
+
+def test_long_problems_are_fewer(tmp_path):
+    seeds = [Problem(id=f"s{number}", question="word " * 700) for number in range(40)]
+    evolved = [
+        child(f"c{number}.{copy}", f"s{number}").model_copy(update={"question": "x " * 1750}) for number in range(40) for copy in range(20)
+    ]
+    nodes, trees = forest(made(tmp_path, seeds, evolved))
+    assert 0 < trees < 20 and sum(len(node.problem.question) for node in nodes) <= CHARACTERS
 
 
 def test_a_run_without_children_has_no_tree(tmp_path):

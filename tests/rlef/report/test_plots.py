@@ -9,7 +9,7 @@ from importlib import resources
 
 import pytest
 
-from rlef.report.plots import MOST_POINTS, PALETTE, intervals, plain, plot, thinned
+from rlef.report.plots import MOST_LINES, MOST_POINTS, PALETTE, intervals, plain, plot, thinned
 
 
 def told(one):
@@ -88,3 +88,8 @@ def test_the_page_has_each_colour_twice_light_and_dark():
         values = re.findall(rf"{name}: (#\w+);", css)
         assert len(values) == 2 and values[0] == light and values[1] != light, name
     assert len(set(PALETTE.values())) == len(PALETTE)  # the page's script tells them apart by value
+
+
+def test_lines_beyond_the_most_are_counted_and_not_drawn():
+    one = plot("t", {str(place): [(1, 1.0), (2, 2.0)] for place in range(MOST_LINES + 3)}, "step", note="Note.")
+    assert len(one.lines) == MOST_LINES and one.note == "Note. 3 more lines are not drawn."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlef.records import Problem, Rollout
-from rlef.report.rollouts import is_right, spread
+from rlef.report.rollouts import CHARACTERS, affordable, is_right, spread
 
 
 def sample(problem, number):
@@ -36,3 +36,8 @@ def test_each_problem_is_shown_once_before_one_is_shown_twice_and_its_answers_st
 def test_right_wrong_or_not_known(answer, gold, right):
     assert is_right(answer, Problem(id="p", question="q", answer=gold)) is right
     assert is_right(answer, None) is None
+
+
+def test_long_answers_are_fewer_and_none_is_longer_than_it_is_shown():
+    assert affordable([1, 2, 3], [CHARACTERS, 10, 10]) == [1, 2, 3]  # cut to 4,000
+    assert affordable(range(1000), [3000] * 1000) == list(range(CHARACTERS // 3000))
