@@ -107,8 +107,8 @@ def _answer(policy: Policy, question: str, console: Console, *, as_json: bool) -
     score = policy.answer(question, (lambda step, score: None) if as_json else show)
     if as_json:
         keys = ("text", "step_scores", "instruction", "answer", "total", "zeroed", "extracted")
-        row = {"question": question} | {key: getattr(score, key) for key in keys}
-        print(json.dumps(row if policy.reward is not None else {"question": question, "text": score.text}, ensure_ascii=False), flush=True)
+        shown = keys if policy.reward is not None else ("text",)
+        print(json.dumps({"question": question} | {key: getattr(score, key) for key in shown}), flush=True)  # ASCII: nothing in it acts
     elif policy.reward is not None:
         why = f" ({inert(score.zeroed).replace('_', ' ')})" if score.zeroed else ""
         told = f"     r_I {score.instruction:.2f} x r_A {score.answer:.2f} = {score.total:.2f}{why}\n"

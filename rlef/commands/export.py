@@ -65,9 +65,9 @@ def chosen_stage(config: Config, run_dir: RunDir, what: str, given: str | None) 
     """The finished stage whose model is meant. Raises UserError where there is none."""
     done = [name for name, stage in config.stages.items() if stage.kind in KINDS[what] and run_dir.manifest(name) is not None]
     if given is not None and given not in done:
-        raise UserError(f"--stage {given}: no finished stage that makes a {what}", fix=f"one of: {', '.join(done) or 'none yet'}")
+        raise UserError(f"--stage {given}: no finished stage that makes the {what}", fix=f"one of: {', '.join(done) or 'none yet'}")
     if not done:
-        raise UserError(f"{run_dir.root}: no finished stage makes a {what}", fix=f"run one of kind {', '.join(KINDS[what])} first")
+        raise UserError(f"{run_dir.root}: no finished stage makes the {what}", fix=f"run one of kind {', '.join(KINDS[what])} first")
     return given or done[-1]
 
 

@@ -112,7 +112,7 @@ def test_without_a_reward_model_there_are_no_scores(run, tmp_path, monkeypatch, 
     assert main(["chat", str(alone), "--max-tokens", "4"]) == 0
     assert "r_I" not in capsys.readouterr().out
     shutil.rmtree(alone / "sft")
-    with pytest.raises(UserError, match="no finished stage makes a policy"):
+    with pytest.raises(UserError, match="no finished stage makes the policy"):
         policy(RunDir(alone))
 
 

@@ -105,7 +105,7 @@ def test_a_reward_models_own_card_stays_and_the_adapter_comes_on_request(run, tm
     "words,said",
     [
         (["--policy", "{full}"], "holds something already"),
-        (["--irm", "{new}"], "no finished stage makes a irm"),
+        (["--irm", "{new}"], "no finished stage makes the irm"),
         (["--policy", "{new}", "--stage", "prm"], "one of: sft, ppo"),
         (["--policy", "{new}", "--stage", "sft", "--adapter"], "trained without one"),
         (["--policy", "{new}", "--public"], "nothing is pushed"),
