@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -123,3 +127,15 @@ def test_a_grpo_trainer_takes_it(judges, tiny, tmp_path):
     assert len(given) == len(logged) == 2 and any(any(rewards) for rewards in given)
     for row, rewards in zip(logged, given, strict=True):
         assert row["rewards/rlef/mean"] == pytest.approx(sum(rewards) / len(rewards), rel=1e-4) and "rlef/answer" in row
+
+
+@pytest.mark.slow
+def test_the_pages_code_runs(judges, tiny_folder, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[3] / "configs" / "OTHER_TOOLS.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": QUESTION}) + "\n" + json.dumps({"prompt": "7?"}) + "\n")
+    small = "use_cpu=True, bf16=False, max_steps=1, num_generations=4, per_device_train_batch_size=4, report_to=[], disable_tqdm=True"
+    code = code.replace("max_completion_length=64", f"max_completion_length=8, {small}").replace('"exported"', f'"{tiny_folder}"')
+    exec(code.replace('TrlReward.of_run("runs/quickstart")', f'TrlReward("{judges["prm"]}", irm="{judges["irm"]}")'), {})
+    assert (tmp_path / "trained" / "checkpoint-1" / "model.safetensors").is_file()
