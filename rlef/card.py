@@ -149,11 +149,10 @@ def _of_stage(stage: Stage) -> dict[str, Any]:
 
 
 def _versions(made: Made) -> str:
-    versions = {name: version for name, version in made.info.get("versions", {}).items() if version}
-    of = made.manifests[made.stage]
-    told = [f"{name} {version}" for name, version in versions.items()]
+    versions, of = made.info.get("versions"), made.manifests[made.stage]
+    told = [f"{name} {version}" for name, version in versions.items() if version] if isinstance(versions, dict) else []
     told += [f"Python {made.info['python']}"] if made.info.get("python") else []
-    told += [f"commit {made.info['git'][:12]}"] if made.info.get("git") else []
+    told += [f"commit {made.info['git']!s:.12}"] if made.info.get("git") else []
     return f"{', '.join(told) or 'not recorded'}; seed {made.config.seed_of(made.settings)}; {of.seconds:.0f} s for this stage."
 
 

@@ -129,9 +129,9 @@ def look(root: Path, now: float) -> Look:
     progress = _progress(root / PROGRESS)
     signs = [time_ for file in (root / METRICS, root / PROGRESS, run.lock_file) if (time_ := _changed(file)) is not None]
     silent_s = max(0.0, now - max(signs)) if signs else None
-    looks = []
-    for name, kind in stages.items():
-        looks.append(_stage(run, name, kind, now, works=lives is not False and not any(one.state == "works" for one in looks)))
+    begun = {name: at for name in stages if (at := _changed(run.stage(name) / "started.json")) is not None}
+    latest = max(begun, key=lambda name: begun[name], default=None)
+    looks = [_stage(run, name, kind, now, works=lives is not False and name == latest) for name, kind in stages.items()]
     at_work = next((one.name for one in looks if one.state == "works"), None)
     answers_of, answers = _answers(root, list(stages))
     curves_of, curves = _curves(root / METRICS, list(stages), at_work or answers_of)

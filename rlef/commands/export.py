@@ -122,7 +122,8 @@ def _card(config: Config, run_dir: RunDir, what: str, stage: str, folder: Path) 
     if what == "policy":
         templated = (folder / "chat_template.jinja").is_file() or "chat_template" in _json(folder / "tokenizer_config.json")
         return policy_card(made, templated=templated)
-    return with_notes((run_dir.stage(stage) / "model" / "README.md").read_text(encoding="utf-8"), notes(made))
+    own = run_dir.stage(stage) / "model" / "README.md"
+    return with_notes(own.read_text(encoding="utf-8", errors="replace") if own.is_file() else f"# {stage}", notes(made))
 
 
 def made_by(config: Config, run_dir: RunDir, stage: str) -> Made:

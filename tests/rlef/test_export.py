@@ -76,6 +76,18 @@ def test_the_card_tells_what_is_known_and_nothing_of_this_machine(run, tmp_path)
     assert not re.search(r"/home/me|secret_place|10\.0\.0|epochs: 3", card)
 
 
+@pytest.mark.parametrize(
+    "info", [{}, {"versions": {"torch": "2.13", "wandb": None}, "git": "a" * 40, "python": "3.11"}, {"versions": 3, "git": [1]}]
+)
+def test_versions_are_told_as_far_as_they_are_known(run, tmp_path, info):
+    run.info_file.write_text(json.dumps(info))
+    assert main(["export", str(run.root), "--policy", str(tmp_path / "out")]) == 0
+    told = (tmp_path / "out" / "README.md").read_text().partition("## Versions\n\n")[2].splitlines()[0]
+    run.info_file.unlink()
+    begins = {0: "not recorded; seed 0", 3: "torch 2.13, Python 3.11, commit aaaaaaaaaaaa; seed 0", 2: "commit [1]; seed 0"}
+    assert told.startswith(begins[len(info)])
+
+
 def test_the_cards_code_runs(run, tmp_path, capsys):
     assert main(["export", str(run.root), "--policy", str(tmp_path / "out"), "--stage", "sft"]) == 0
     code = re.search(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)

@@ -80,6 +80,13 @@ def test_a_dead_process_of_this_machine_is_noticed_and_one_elsewhere_by_its_sile
     assert "silent for 11 min on elsewhere" in texts(seen)[0]
 
 
+def test_of_two_unfinished_stages_the_one_begun_last_is_at_work(run):
+    run.start("prm", {})
+    os.utime(run.root / "ppo" / "started.json", (NOW, NOW))
+    with run.locked():
+        assert [one.state for one in look(run.root, time.time()).stages] == ["done", "done", "works", "stopped"]
+
+
 def test_what_a_worker_died_of_is_shown_until_the_next_start(run):
     holder(run, GONE)
     (run.root / "ppo" / "failure.json").write_text(json.dumps({"traceback": "Traceback\n  x\nValueError: no \x1b[31m"}))
