@@ -18,7 +18,8 @@ class Parser(argparse.ArgumentParser):
     """Give it an `epilog` of lines `example: COMMAND`, each a command as it is typed. Subparsers are of this class, too."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | settings)
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**settings)
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
         """As argparse's, and a number or word that is the default stands in the help."""

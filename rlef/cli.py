@@ -93,8 +93,9 @@ def _reader_left() -> bool:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Options and overrides may stand in any order; a stage's own name is a command as its kind is (`rlef sft_2 CONFIG`)."""
     main, commands = parser()
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    no_command = f"{name}: no such command{meant(name, commands)}" if name is not None and name not in commands else None
+    name = next(iter(arguments), "--help")
+    known = name.startswith("-") or name in commands
+    no_command = "" if known else f"{name}: no such command{meant(name, commands)}"
     if no_command and len(arguments) == 1:
         main.error(no_command)
     options, rest = main.parse_known_args(["run", *arguments[1:], "--only", name] if no_command else arguments)

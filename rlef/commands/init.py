@@ -122,7 +122,7 @@ def ask(options: argparse.Namespace) -> None:
     embedded = options.domain == "embedded"
     if options.data is None and not embedded:
         options.data = _answer("problems to start from (JSONL, or a data set's hub id)", None, str)
-    if options.test is None and options.domain == "math" and Path(options.data).is_file():
+    if options.test is None and options.domain == "math" and Path(str(options.data)).is_file():
         options.test = _answer("held-out problems with answers (JSONL)", "none", _file)
     if options.model is None:
         options.model = _answer("model (hub id or folder)", "none: small and random" if embedded else MODEL, str)
