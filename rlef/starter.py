@@ -72,6 +72,8 @@ class Wishes:
             raise UserError("--teacher symbolic: knows the embedded problems alone", fix="give hf, or the address of an endpoint")
         if self.taught_by not in ("symbolic", "hf") and not self.served:
             raise UserError(f"--teacher {self.teacher}: neither symbolic, hf nor an address", fix="an address begins with http")
+        if self.served and "@" in self.taught_by:
+            raise UserError("--teacher: no password in an address", fix="the key is read from the environment variable OPENAI_API_KEY")
         if self.served and self.teacher_model is None:
             raise UserError(f"--teacher {self.teacher}: which model answers there?", fix="give --teacher-model NAME")
         if self.taught_by == "symbolic" and self.teacher_model is not None:

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from rlef.needs import Machines
 
 
-def config_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", help="YAML file")
+def config_arguments(command: argparse.ArgumentParser, *, what: str = "YAML file") -> None:
+    command.add_argument("config", help=what)
     command.add_argument("overrides", nargs="*", default=[], metavar="key.sub=value", help="e.g. ppo.iterations=20")
 
 

@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
             raise UserError("stopped; nothing was written", fix="`rlef init --yes` asks nothing") from None
     if options.gpu_memory is not None and options.gpus == 0:
         raise UserError(f"--gpu-memory {options.gpu_memory}: of no GPU", fix="leave it out, or give --gpus")
-    gpus = options.gpus if options.gpus is not None else min(1, options.gpu_memory or 0)
+    gpus = options.gpus if options.gpus is not None else int(options.gpu_memory is not None)  # whose memory is said
     wishes = starter.Wishes(
         domain=options.domain or "embedded",
         model=options.model,

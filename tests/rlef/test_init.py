@@ -111,6 +111,7 @@ def test_rows_are_made_to_fit_and_a_deepspeed_file_that_is_not_here_is_told(fold
         (["--domain", "math", "--data", "train.jsonl", "--teacher", "symbolic"], "knows the embedded problems alone"),
         (["--teacher", "gpt"], "neither symbolic, hf nor an address"),
         (["--teacher", "http://localhost:8000/v1"], "which model answers there?"),
+        (["--teacher", "http://me:secret@host/v1", "--teacher-model", "x"], "no password in an address"),
         (["--teacher-model", "x"], "the symbolic teacher is a program"),
         (["--gpus", "0", "--gpu-memory", "80"], "--gpu-memory 80: of no GPU"),
         (["--gpus", "-1"], "--gpus: -1: give a whole number"),
