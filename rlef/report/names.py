@@ -91,6 +91,7 @@ GUARDS = {  # of rlef.rl.guards
     "no_answer": "share of answers without a final answer",
     "reward_gap": "r_A minus the share of right answers",
     "kl": "KL from the start, nats a token",
+    "collapse": "entropy of the policy, nats a token",
     "sampler": "log-probability gap of the sampler",
     "not_finite": "steps skipped for gradients that are not finite",
 }
