@@ -22,6 +22,7 @@ from rlef.commands.export import chosen_stage, export
 from rlef.config import EvaluateStage
 from rlef.errors import UserError
 from rlef.load_config import config_of
+from rlef.models import load_tokenizer
 from rlef.records import read_jsonl
 from rlef.run_dir import RunDir
 from rlef.stages.evaluate import Outcome
@@ -80,10 +81,20 @@ def agreement(options: argparse.Namespace) -> dict[str, Any]:
 
 def evaluated(task: str, policy: Path, run: Path, count: int, out: Path, **how: Any) -> list[dict[str, Any]]:
     """The rows that lm-eval logs, one a problem and filter."""
-    words = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={policy},dtype={how['dtype']}"]
-    words += ["--include_path", str(TASKS), "--tasks", task, "--metadata", json.dumps({"run": str(run), "count": count})]
-    words += ["--gen_kwargs", how["sampling"], "--batch_size", str(how["batch"]), "--apply_chat_template"]
-    words += ["--system_instruction", how["system"]] if how["system"] else []
+    templated = load_tokenizer(policy).chat_template is not None
+    model = f"pretrained={policy},dtype={how['dtype']},add_bos_token=False"
+    words = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", model]
+    words += [
+        "--include_path",
+        str(TASKS),
+        "--tasks",
+        task,
+        "--metadata",
+        json.dumps({"run": str(run), "count": count, "plain": not templated}),
+    ]
+    words += ["--gen_kwargs", how["sampling"], "--batch_size", str(how["batch"])]
+    words += ["--apply_chat_template"] if templated else []
+    words += ["--system_instruction", how["system"]] if how["system"] and templated else []
     subprocess.run([*words, "--log_samples", "--output_path", str(out)], check=True, stdout=sys.stderr)
     (file,) = out.rglob("samples_*.jsonl")
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

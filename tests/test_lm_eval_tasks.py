@@ -64,6 +64,7 @@ def test_problems_are_the_runs_first_held_out_ones(tasks, run):
         for number in range(2)
     ]  # fmt: skip
     assert len(tasks.problems(str(run.root))["test"]) == 5
+    assert tasks.problems(str(run.root), count=1, plain=True)["test"][0]["prompt"] == "Q: 0?\n"
 
 
 @pytest.mark.parametrize("text,right", [("a\nso 7", 1.0), ("so 7.0", 1.0), ("so 8", 0.0), ("7", 0.0), ("", 0.0)])

@@ -15,14 +15,18 @@ from reward_models.choosing import Choice, choose
 from reward_models.process import ProcessRewardModel
 from rlef.answers import extract_answer, same_answer
 from rlef.load_config import config_of
+from rlef.prompts import question_messages
 from rlef.records import Problem, read_jsonl
 from rlef.run_dir import RunDir
 
 Doc = dict[str, Any]
 
 
-def problems(run: str, count: int | None = None, **_: Any) -> dict[str, Dataset]:
-    """The first `count` held-out problems of the run directory `run`, as lm-eval's --metadata names them; all without a number."""
+def problems(run: str, count: int | None = None, plain: bool = False, **_: Any) -> dict[str, Dataset]:
+    """The first `count` held-out problems of the run directory `run`, as lm-eval's --metadata names them; all without a number.
+
+    `plain`: the policy has no chat template, and is asked without one, as in the run.
+    """
     config, folder = config_of(run), RunDir(run)
     source = next(name for name, stage in config.stages.items() if stage.kind == "problems")
     judges = [name for name, stage in config.stages.items() if stage.kind == "prm" and folder.manifest(name) is not None]
@@ -30,13 +34,14 @@ def problems(run: str, count: int | None = None, **_: Any) -> dict[str, Dataset]
         {
             "id": problem.id,
             "question": problem.question,
-            "prompt": config.model.prompt_template.replace("{question}", problem.question),
+            "prompt": "".join(f"{one['content']}\n" for one in asked) if plain else asked[-1]["content"],
             "answer": problem.answer,
             "marker": config.model.answer_marker,
             "delimiter": config.model.step_delimiter,
             "prm": str(folder.stage(judges[-1]) / "model") if judges else "",
         }
         for problem in read_jsonl(folder.stage(source) / "held_out.jsonl", Problem)[:count]
+        for asked in [question_messages(problem.question, config.model)]
     ]
     return {"test": Dataset.from_list(rows)}
 
