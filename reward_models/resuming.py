@@ -1,11 +1,15 @@
-"""Trains by a transformers Trainer that may be killed at any moment: on exactly from its last whole checkpoint; SIGTERM saves one."""
+"""Trains by a transformers Trainer that may be killed at any moment: on exactly from its last whole checkpoint; SIGTERM saves one.
+
+With another number of ranks or ZeRO stage, or without DeepSpeed, it goes on to the same results up to rounding.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +18,92 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
 from transformers import Trainer, TrainerCallback
 
-from reward_models import checkpoints, stopping
+from reward_models import checkpoints, stopping, training_state, zero
 from reward_models.errors import UserError
 
 # What Trainers count between two lines of their log, and over all steps: private, and in none of their own checkpoints.
 COUNTS = "counted_{}.json"  # a rank's, in a checkpoint
+TRAINED = "trained"  # in a checkpoint: the weights that are trained and their optimiser's moments
+RATES = "rates.json"  # in a checkpoint: the scheduler's state, and the learning rates of the next step
 MOST_SKIPPED = 10  # steps in a row without a finite gradient, at which a training stops
 COUNTED = ("_total_loss_scalar", "_globalstep_last_logged", "_total_train_tokens")
 
 
-def train(trainer: Trainer, *, save_every: int | None, keep: int, of: Mapping[str, str], unit: int = 1) -> Any:
+class Resumable(Trainer):
+    """Its checkpoints hold what is trained whole, in files of numbers; what is not trained is as it was built. To be named last among a
+    trainer's classes."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Into a checkpoint, which gets the weights with the optimiser's state, nothing; but it begins here, without what a killed start,
+        maybe of more ranks, has left in it."""
+        if not _internal_call:
+            super().save_model(output_dir)
+        elif self.is_world_process_zero():
+            shutil.rmtree(str(output_dir), ignore_errors=True)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        optimizer: Any = self.optimizer
+        scheduler: Any = self.lr_scheduler
+        if self.is_deepspeed_enabled:
+            states = zero.gather(self.model_wrapped, self._trained())
+        else:
+            states = ({"weights": weight.detach(), **optimizer.state.get(weight, {})} for weight in self._trained())
+        training_state.write(Path(output_dir, TRAINED), self.state.global_step, states)
+        if self.is_world_process_zero():
+            rates = {"scheduler": scheduler.state_dict(), "next": [group["lr"] for group in optimizer.param_groups]}
+            Path(output_dir, RATES).write_text(json.dumps(rates), encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The weights come with the optimiser's state."""
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # or it would look for DeepSpeed's own
+        if self.is_deepspeed_enabled:
+            zero.check_optimizer(self.model_wrapped)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        optimizer: Any = self.optimizer
+        scheduler: Any = self.lr_scheduler
+        trained, folder = self._trained(), Path(checkpoint, TRAINED)
+        training_state.steps_of(folder)
+        states = training_state.read(folder, len(trained))
+        if self.is_deepspeed_enabled:
+            zero.divide(self.model_wrapped, trained, states)
+        else:
+            _set(optimizer, trained, states)
+        rates = json.loads(Path(checkpoint, RATES).read_text(encoding="utf-8"))
+        scheduler.load_state_dict(rates["scheduler"])
+        for group, rate in zip(optimizer.param_groups, rates["next"], strict=True):
+            group["lr"] = rate
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        model: Any = self.model
+        return [weight for weight in model.parameters() if weight.requires_grad]
+
+
+def _set(adam: Any, trained: Sequence[torch.nn.Parameter], states: Iterable[training_state.State]) -> None:
+    fused = any(group["fused"] for group in adam.param_groups)  # counts steps on the device
+    for weight, state in zip(trained, states, strict=True):
+        with torch.no_grad():
+            weight.copy_(state["weights"])
+        moments = {name: value.to(weight) if name != "step" else value for name, value in state.items() if name != "weights"}
+        if fused and moments:
+            moments["step"] = moments["step"].to(weight.device)
+        if moments:
+            adam.state[weight] = moments
+
+
+def train(trainer: Resumable, *, save_every: int | None, keep: int, of: Mapping[str, str], unit: int = 1) -> Any:
     """`trainer.train()`, on from the newest whole checkpoint in its output folder. All ranks must call it.
 
     `save_every`: optimiser steps between checkpoints; None: none but at SIGTERM. `keep`: how many stay. `of`: what is trained from what,
     so that another training's are refused (UserError). `unit`: steps that only count together, as those of GRPO on the same answers: it
     is saved between them alone. Callbacks added before may write into the checkpoint when it is saved.
     """
-    if trainer.args.deepspeed:  # its checkpoints are in as many parts, and of one form a stage; without it any number of ranks goes on
-        plugin: Any = trainer.accelerator.state.deepspeed_plugin
-        of = {**of, "processes": str(PartialState().num_processes), "ZeRO stage": str(plugin.zero_stage)}
     root = Path(str(trainer.args.output_dir))
     start = _newest(root, of)
     trainer.add_callback(_Finite())

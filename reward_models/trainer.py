@@ -24,7 +24,7 @@ from reward_models.ranks import announce_one_rank
 
 CHECKPOINTS = "checkpoint"
 # A resumed training may have these otherwise.
-FREE = ("callbacks", "save_every", "keep_checkpoints", "micro_batch_size", "gradient_checkpointing")
+FREE = ("callbacks", "save_every", "keep_checkpoints", "micro_batch_size", "gradient_checkpointing", "deepspeed")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def fit(
     return True, looks
 
 
-class _GlobalCountTrainer(Trainer):
+class _GlobalCountTrainer(resuming.Resumable):
     """Hands the global count of `labels` entries to a loss that returns a sum. Ranks get equally many micro-batches, by blank rows."""
 
     def __init__(

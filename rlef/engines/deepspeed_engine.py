@@ -1,4 +1,4 @@
-"""The same engine on DeepSpeed, ZeRO 0-3: the only file that imports it.
+"""The same engine on DeepSpeed, ZeRO 0-3.
 
 Accumulation is ours. Under ZeRO-1 and 2 two backwards before a step lose gradient without an error (0.747 of the right update in
 0.19.8) unless the boundary is set before each of them.
@@ -6,7 +6,6 @@ Accumulation is ours. Under ZeRO-1 and 2 two backwards before a step lose gradie
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,10 +15,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from rlef.engines import dist, training_state
+from reward_models import training_state
+from reward_models.zero import divide, gather, whole
+from rlef.engines import dist
 from rlef.engines.base import StepResult, learning_rate, rate_groups
-
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
 
 class DeepSpeedEngine:
@@ -97,7 +96,7 @@ class DeepSpeedEngine:
     def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """All ranks must walk it to the end: under ZeRO-3 every weight is gathered from all of them and freed again."""
         for name, parameter in self.module.named_parameters():
-            with _whole(parameter):
+            with whole(parameter):
                 yield name, parameter
 
     def save_model(self, folder: Path) -> None:
@@ -110,56 +109,11 @@ class DeepSpeedEngine:
         dist.barrier()
 
     def save(self, folder: Path) -> None:
-        training_state.write(folder, self.steps, self._states())
+        training_state.write(folder, self.steps, gather(self.engine, self._trained))
 
     def load(self, folder: Path) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
         self.steps = training_state.steps_of(folder)
-        held = self._held_moments()
-        step = torch.tensor(0.0)
-        for parameter, state in zip(self._trained, training_state.read(folder, len(self._trained)), strict=True):
-            weights = state["weights"].to(self.device)
-            with _whole(parameter, changed=True), torch.no_grad():
-                parameter.copy_(weights)
-            safe_set_full_fp32_param(parameter, weights)
-            for name in MOMENTS:
-                value = state.get(name, torch.zeros_like(weights)).to(self.device)
-                if self.stage:
-                    safe_set_full_optimizer_state(parameter, value, name)
-                else:
-                    held[parameter][name].copy_(value)
-            step = state.get("step", step)
-        for moments in held.values():
-            moments["step"].copy_(step)
-
-    def _states(self) -> Iterator[training_state.State]:
-        """Gathered from all ranks, one parameter after another."""
-        import deepspeed.utils as gather
-
-        held = self._held_moments()
-        step = next(iter(held.values()))["step"]
-        for parameter in self._trained:
-            if self.stage:
-                weights: Any = gather.safe_get_full_fp32_param(parameter)
-                moments: dict[str, Any] = {name: gather.safe_get_full_optimizer_state(parameter, name) for name in MOMENTS}
-                yield {"weights": weights, "step": step, **moments}
-            else:
-                yield {"weights": parameter.detach(), **held[parameter]}
-
-    def _held_moments(self) -> dict[torch.Tensor, dict[str, torch.Tensor]]:
-        """What AdamW holds for each tensor that it steps: the parameters, or this rank's share of them in one piece. DeepSpeed finds a
-        parameter's moments in it once they are there, which is as they would be at the first step."""
-        sharer = self.engine.optimizer
-        adamw = sharer.optimizer if self.stage else sharer
-        held = sharer.fp32_partitioned_groups_flat if self.stage == 3 else [one for group in adamw.param_groups for one in group["params"]]
-        for tensor in held:
-            if not adamw.state[tensor]:
-                adamw.state[tensor] = {name: torch.zeros_like(tensor) for name in MOMENTS} | {"step": torch.tensor(0.0)}
-        if 0 < self.stage < 3:
-            sharer._hp_optimizer_states_linked = False
-            sharer._lazy_init_hp_params_optimizer_state()
-        return {tensor: adamw.state[tensor] for tensor in held}
+        divide(self.engine, self._trained, training_state.read(folder, len(self._trained)))
 
 
 def frozen(module: nn.Module, json_path: str) -> nn.Module:
@@ -197,22 +151,13 @@ def full_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """
     state: dict[str, torch.Tensor] = {}
     for name, parameter in module.named_parameters():
-        with _whole(parameter):
+        with whole(parameter):
             if dist.is_main():
                 state[name] = parameter.detach().cpu().clone()
     if dist.is_main():
         parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         state |= {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items() if name not in parameters}
     return state
-
-
-def _whole(parameter: nn.Parameter, *, changed: bool = False) -> contextlib.AbstractContextManager[Any]:
-    """The parameter gathered from all ranks while inside, where ZeRO-3 has divided it; `changed`: divided again as the main rank has it."""
-    if not hasattr(parameter, "ds_id"):
-        return contextlib.nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if changed else None)
 
 
 def _settings(json_path: str, max_grad_norm: float, *, half: bool) -> dict[str, Any]:

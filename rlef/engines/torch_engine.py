@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlef.engines import dist, training_state
+from reward_models import training_state
+from rlef.engines import dist
 from rlef.engines.base import StepResult, learning_rate, rate_groups
 
 

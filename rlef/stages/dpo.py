@@ -127,7 +127,7 @@ def _train(
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    class PairTrainer(DPOTrainer):
+    class PairTrainer(DPOTrainer, resuming.Resumable):
         """TRL's trainer on the sampled token ids themselves: decoding and tokenising again could give others."""
 
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:

@@ -132,7 +132,7 @@ def group_trainer(ctx: StageContext, settings: GrpoStage, practice: Practice, po
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
 
-    class GroupTrainer(GRPOTrainer):
+    class GroupTrainer(GRPOTrainer, resuming.Resumable):
         """A row is the place of its prompt. TRL would sample with the tokenizer's text of it, and knows one advantage an answer."""
 
         def _generate(self, prompts: list[int]) -> tuple[Any, ...]:

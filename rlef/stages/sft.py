@@ -212,7 +212,7 @@ def fine_tune(
         disable_tqdm=True,
     )
 
-    class SortedTrainer(SFTTrainer):
+    class SortedTrainer(SFTTrainer, resuming.Resumable):
         """TRL's trainer on micro-batches of like lengths; its loss is normalised over the whole optimiser step.
 
         TRL tiles the LM head, which saves memory on a GPU; its form for CPUs has it over the prompts too, and twice.

@@ -78,7 +78,7 @@ def test_a_missing_deepspeed_checkpoint_is_the_users_mistake(tmp_path):
     import sys
 
     code = (
-        "import sys; from torch import nn; from rlef.engines import make_engine; from rlef.errors import UserError; from pathlib import Path\n"
+        "import sys; from torch import nn; from rlef.engines import make_engine; from reward_models.errors import UserError; from pathlib import Path\n"
         "engine = make_engine(nn.Linear(2, 2), deepspeed_json=sys.argv[1], lr=1e-3)\n"
         "try: engine.load(Path(sys.argv[2]))\n"
         "except UserError: sys.exit(5)\n"

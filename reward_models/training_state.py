@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+import torch.distributed as torch_dist
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rlef.engines import dist
-from rlef.errors import UserError
+from reward_models.errors import UserError
 
 State = Mapping[str, torch.Tensor]  # of one parameter: its `weights` in fp32, and AdamW's exp_avg, exp_avg_sq and step once it has stepped
 
@@ -18,12 +18,15 @@ State = Mapping[str, torch.Tensor]  # of one parameter: its `weights` in fp32, a
 def write(folder: Path, steps: int, parameters: Iterable[State]) -> None:
     """`parameters`: those that are trained, always in the same order. All ranks must call it; the main one writes, one after another, so
     that no process ever holds them all."""
-    if dist.is_main():
+    in_group = torch_dist.is_available() and torch_dist.is_initialized()
+    main = not in_group or torch_dist.get_rank() == 0
+    if main:
         folder.mkdir(parents=True, exist_ok=True)
     for number, state in enumerate(parameters):
-        if dist.is_main():
+        if main:
             save_file({name: value.contiguous() for name, value in state.items()}, _file(folder, number), metadata={"steps": str(steps)})
-    dist.barrier()
+    if in_group:
+        torch_dist.barrier()
 
 
 def read(folder: Path, count: int) -> Iterator[State]:
