@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.data_loader import BatchSamplerShard
 from accelerate.utils import broadcast_object_list, reduce
 from transformers import Trainer, TrainerCallback
 
@@ -32,6 +33,14 @@ COUNTED = ("_total_loss_scalar", "_globalstep_last_logged", "_total_train_tokens
 class Resumable(Trainer):
     """Its checkpoints hold what is trained whole, in files of numbers; what is not trained is as it was built. To be named last among a
     trainer's classes."""
+
+    def get_train_dataloader(self) -> Any:
+        """Its sampler hears of the epoch when one is gone on with: accelerate then looks for it where it puts its own alone."""
+        loader: Any = super().get_train_dataloader()
+        shared = loader.batch_sampler
+        if isinstance(shared, BatchSamplerShard):
+            shared.sampler = shared.batch_sampler.sampler
+        return loader
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Into a checkpoint, which gets the weights with the optimiser's state, nothing; but it begins here, without what a killed start,
