@@ -54,17 +54,19 @@ def run_stage_in(
     environment: Mapping[str, str] | None = None,
     alone: bool = False,
 ) -> dict[str, Any]:
-    """The result of a stage's `function`, which rlef.worker runs under `command` (python, or python and torchrun); `alone` as for `wait`.
+    """The result of a stage's `function`, which rlef.processes.worker runs under `command` (python, or python and torchrun).
+
+    `alone` as for `wait`.
 
     What both tell each other lies in `folder` until it is done. Raises ChildFailed; Stopped where the process was told to stop.
     """
     job = write_job(config, stage, folder, inputs, function, tracked=tracked)
-    code = wait([*command, "-m", "rlef.worker", str(job)], environment=environment, alone=alone)
+    code = wait([*command, "-m", "rlef.processes.worker", str(job)], environment=environment, alone=alone)
     return result_of(code, folder)
 
 
 def write_job(config: Config, stage: str, folder: Path, inputs: Mapping[str, str], function: str, *, tracked: bool) -> Path:
-    """The file that tells rlef.worker what to do, the resolved config in it. What an earlier start left to say is gone."""
+    """The file that tells rlef.processes.worker what to do, the resolved config in it. What an earlier start left to say is gone."""
     for name in (ERROR, FAILURE):
         (folder / name).unlink(missing_ok=True)
     told = {"config": config.model_dump(mode="json"), "stage": stage, "folder": str(folder), "inputs": dict(inputs)}

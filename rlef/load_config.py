@@ -22,7 +22,7 @@ from rlef import rounds
 from rlef.config import STAGE_TYPES, Config, EvolveStage, MethodStage, resolve_path
 from rlef.errors import UserError, raise_all
 from rlef.hosts import read_hostfile
-from rlef.memory import Zero
+from rlef.planning.memory import Zero
 
 MOST_NODES = 100_000  # of a YAML file with its aliases written out
 # What PyYAML raises over texts that are no YAML: dates that do not exist, nests too deep, lists as keys, beside its own errors.

@@ -21,7 +21,7 @@ from reward_models import disk, gate
 from reward_models.client import served_digest
 from reward_models.errors import UserError as RewardModelsError
 from reward_models.nearest import meant, meant_path
-from rlef import launch
+from rlef.cards.data_card import write_card
 from rlef.config import (
     COMPLETED,
     AnyStage,
@@ -37,17 +37,17 @@ from rlef.config import (
     function_of,
     resolve_path,
 )
-from rlef.data_card import write_card
 from rlef.errors import UserError, raise_all
 from rlef.evolution.operations import check_weights, operations_of, operations_to_improve
-from rlef.memory import Zero
+from rlef.planning.memory import Zero
+from rlef.processes import launch
 from rlef.rl.functions import check_function
 from rlef.run_dir import RunDir, digest, outside_digest, write_json
 from rlef.sources import read_problems, with_answers
 from rlef.tracking import keep_rows, mend
 
 if TYPE_CHECKING:
-    from rlef.nodes import Lead
+    from rlef.processes.nodes import Lead
 
 NOT_IN_FINGERPRINT = {
     "micro_batch_size", "gradient_checkpointing", "save_every", "score_batch_size", "rollout_batch_size", "paid", "require", "seed",

@@ -207,7 +207,7 @@ def _stages(wishes: Wishes) -> Draft:
 
 
 def with_changes(config: Draft, words: str) -> tuple[Draft, str | None]:
-    """With overrides as `rlef.plan.together` proposes them (`launch.deepspeed=FILE sft.micro_batch_size=4`), but for a DeepSpeed file that
+    """With overrides as `plan.together` proposes them (`launch.deepspeed=FILE sft.micro_batch_size=4`), but for a DeepSpeed file that
     is not in this folder; and that file."""
     changed = {key: dict(value) for key, value in config.items()}
     changed["stages"] = {name: dict(settings) for name, settings in config["stages"].items()}

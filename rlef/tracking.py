@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlef import live
 from rlef.config import TrackingSection
 from rlef.run_dir import METRICS
 from rlef.trackers import tensorboard, trackio, wandb
 from rlef.trackers.base import Artifact, Backend, Start, figures
+from rlef.views import live
 
 ALERTS = "alerts"  # in a row of metrics.jsonl: name -> what was told
 

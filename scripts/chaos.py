@@ -139,7 +139,7 @@ def ranks(job: str, world: int) -> int:
             try:
                 names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
                 os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
-                from rlef import worker
+                from rlef.processes import worker
 
                 code = worker.main(job)
             finally:

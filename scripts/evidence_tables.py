@@ -15,9 +15,9 @@ from reward_models.charts import line_chart
 from reward_models.curves import curves
 from reward_models.records import Candidate
 from reward_models.statistics import over_seeds
-from rlef.charts import interval_chart
 from rlef.config import Config, ModelSection, ProblemsStage
 from rlef.prompts import split_answer
+from rlef.views.charts import interval_chart
 
 Row = dict[str, Any]
 POLICIES = {

@@ -30,8 +30,7 @@ from reward_models.process import StepScores
 from reward_models.records import RankedItem, RankedList, SteppedSolution
 from reward_models.steps import split_steps, until_answer
 from reward_models.values import finite
-from rlef import answers, cli, tables
-from rlef.charts import interval_chart
+from rlef import answers, cli
 from rlef.config import EvolveStage, ModelSection, RandomInit
 from rlef.errors import UserError
 from rlef.evolution.arithmetic import check_equations
@@ -55,6 +54,8 @@ from rlef.rollout.remote import _wait, read_body
 from rlef.run_dir import RunDir
 from rlef.sources import as_problem, read_problems
 from rlef.tracking import Tracker, mend
+from rlef.views import tables
+from rlef.views.charts import interval_chart
 
 TOKENS = 2_000  # of a policy's answer at most: no config of ours lets one be longer
 GOLDS = ("18", "\\frac{3}{4}+x")

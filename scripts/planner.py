@@ -76,7 +76,7 @@ def load(model: str | None) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from rlef.config import RandomInit
-    from rlef.shapes import random_shape
+    from rlef.planning.shapes import random_shape
 
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**random_shape(RandomInit())))
@@ -133,7 +133,7 @@ def _rank(place: dict[str, Any], model: Any, dtype: str, json_path: str | None, 
 
 
 def predicted_states(parameters: int, engine: str, dtype: str, ranks: int) -> float:
-    from rlef.memory import STATES, Zero, precision_of, trained
+    from rlef.planning.memory import STATES, Zero, precision_of, trained
 
     zero = None if engine == "torch" else Zero(stage=max(int(engine), 1 if dtype == "bfloat16" else 0), bucket=BUCKET)
     precision = precision_of("engine", dtype, False, zero)
@@ -144,9 +144,9 @@ def predicted_states(parameters: int, engine: str, dtype: str, ranks: int) -> fl
 
 def activations(source: Any) -> list[dict[str, Any]]:
     """Measured and predicted, of policy and critic, two sizes of micro-batch, with and without checkpointing."""
-    from rlef.memory import classified, kept_logits, saved_activations
+    from rlef.planning.memory import classified, kept_logits, saved_activations
+    from rlef.planning.shapes import Decoder
     from rlef.rl.policy import TokenCritic, TokenPolicy
-    from rlef.shapes import Decoder
 
     rows = []
     with tempfile.TemporaryDirectory() as scratch:

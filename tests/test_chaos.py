@@ -108,10 +108,10 @@ def test_the_first_rank_that_fails_ends_the_others(chaos, monkeypatch):
         time.sleep(60.0 if os.environ["RANK"] == "0" else 0.1)
         return 3
 
-    monkeypatch.setattr("rlef.worker.main", work)
+    monkeypatch.setattr("rlef.processes.worker.main", work)
     began = time.monotonic()
     assert chaos.ranks("job", 2) == 3 and time.monotonic() - began < 30
-    monkeypatch.setattr("rlef.worker.main", lambda job: 0 if os.environ["WORLD_SIZE"] == "2" else 1)
+    monkeypatch.setattr("rlef.processes.worker.main", lambda job: 0 if os.environ["WORLD_SIZE"] == "2" else 1)
     assert chaos.ranks("job", 2) == 0
 
 

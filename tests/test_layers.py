@@ -17,7 +17,6 @@ LAYERS = [
         "errors",
         "config",
         "rounds",
-        "licences",
         "load_config",
         "hosts",
         "records",
@@ -27,32 +26,24 @@ LAYERS = [
         "sources",
         "formats",
         "convert",
-        "card",
-        "compare",
-        "charts",
-        "data_card",
         "children",
         "holder",
         "run_dir",
         "trackers",
         "lineage",
-        "live",
         "tracking",
         "symbolic",
-        "shapes",
-        "memory",
-        "needs",
-        "plan",
-        "tables",
+        "planning",
+        "views",
+        "cards",
         "starter",
-        "step_view",
     },
     {"models"},
     {"rollout", "engines"},
     {"evolution", "rl"},
     {"report"},
     {"stages"},
-    {"launch", "ranks", "worker", "nodes"},
+    {"processes"},
     {"pipeline"},
     {"commands"},
     {"cli", "__main__"},
@@ -61,7 +52,7 @@ LAYERS = [
 SCHEMA = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection", "yaml"}
 HOMES = {
     "bokeh": {"rlef/report/page.py", "rlef/report/plots.py"},
-    "deepspeed": {"reward_models/zero.py", "rlef/engines/deepspeed_engine.py", "rlef/ranks.py"},
+    "deepspeed": {"reward_models/zero.py", "rlef/engines/deepspeed_engine.py", "rlef/processes/ranks.py"},
     "vllm": {"rlef/rollout/colocated.py"},
     "trl": {"rlef/stages/sft.py", "rlef/stages/dpo.py", "rlef/stages/grpo.py", "rlef/stages/rollouts.py"},
     "wandb": {"rlef/trackers/wandb.py", "rlef/trackers/wandb_records.py"},
@@ -100,7 +91,7 @@ def test_imports_go_one_way():
             if parts[0] != "rlef" or len(parts) == 1 or parts[1] in ("__version__",) or parts[1] == own:
                 continue
             # A stage's context names types of the frame for the reader; nothing of it is imported at run time.
-            for_a_type = own == "launch" and parts[1] == "pipeline"
+            for_a_type = own == "processes" and parts[1] == "pipeline"
             siblings = layer(parts[1]) == layer(own) == 3
             if (layer(parts[1]) > layer(own) or siblings) and not for_a_type:
                 wrong.append(f"{file.relative_to(ROOT)} imports {name}")
@@ -143,7 +134,7 @@ print("ok")
 def test_config_and_command_line_load_nothing_heavy():
     code = """
 import sys
-import rlef.cli, rlef.load_config, rlef.pipeline, rlef.shapes
+import rlef.cli, rlef.load_config, rlef.pipeline, rlef.planning.shapes
 rlef.load_config.load_config("configs/quickstart.yaml")
 print([name for name in ("torch", "transformers", "trl", "deepspeed", "vllm", "wandb", "datasets", "bokeh") if name in sys.modules])
 """

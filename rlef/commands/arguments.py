@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rlef.config import Config
-    from rlef.needs import Machines
+    from rlef.planning.needs import Machines
 
 
 def config_arguments(command: argparse.ArgumentParser, *, what: str = "YAML file") -> None:
@@ -38,7 +38,7 @@ def above_zero(text: str) -> int:
 def on_machines(options: argparse.Namespace) -> tuple[Config, Machines]:
     """The config, launched on as many GPUs as `--gpus` says, and the machines with their memory."""
     from rlef.load_config import load_config
-    from rlef.needs import Machines
+    from rlef.planning.needs import Machines
 
     given: list[str] = []
     if options.gpus is not None:  # wherever they are

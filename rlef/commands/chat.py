@@ -98,7 +98,7 @@ def _answer(policy: Policy, question: str, console: Console, *, as_json: bool) -
     from rich.text import Text
 
     from reward_models.terminal import inert
-    from rlef.step_view import colour, one_line
+    from rlef.views.step_view import colour, one_line
 
     def show(step: str, score: float | None) -> None:
         mark = Text("     ") if score is None else Text(f"{score:.2f} ", style=colour(score))

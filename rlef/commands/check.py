@@ -21,7 +21,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from rlef import pipeline
-    from rlef.plan import memory_lines, refuse
+    from rlef.planning.plan import memory_lines, refuse
     from rlef.run_dir import RunDir
 
     config, machines = on_machines(options)

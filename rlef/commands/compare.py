@@ -20,7 +20,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     """Only reads."""
     from reward_models.pages import as_text
-    from rlef.compare import measured, tables
+    from rlef.views.compare import measured, tables
 
     first, second = measured(Path(options.first)), measured(Path(options.second))
     print(

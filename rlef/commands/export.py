@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rlef.errors import UserError
 
 if TYPE_CHECKING:
-    from rlef.card import Made
+    from rlef.cards.model_card import Made
     from rlef.config import Config
     from rlef.run_dir import RunDir
 
@@ -109,14 +109,14 @@ def _copied(name: str, *, adapter: bool) -> str | None:
 
 def _unnamed(config: Config, file: Path) -> None:
     """peft writes down where the base lay: a folder of this machine."""
-    from rlef.licences import base_of
+    from rlef.cards.licences import base_of
     from rlef.run_dir import read_json, write_json
 
     write_json(file, read_json(file) | {"base_model_name_or_path": base_of(config)})
 
 
 def _card(config: Config, run_dir: RunDir, what: str, stage: str, folder: Path) -> str:
-    from rlef.card import notes, policy_card, with_notes
+    from rlef.cards.model_card import notes, policy_card, with_notes
 
     made = made_by(config, run_dir, stage)
     if what == "policy":
@@ -128,8 +128,8 @@ def _card(config: Config, run_dir: RunDir, what: str, stage: str, folder: Path) 
 
 def made_by(config: Config, run_dir: RunDir, stage: str) -> Made:
     """What the run directory says of a stage's model."""
-    from rlef.card import Made
-    from rlef.licences import stated_licence
+    from rlef.cards.licences import stated_licence
+    from rlef.cards.model_card import Made
 
     manifests = {name: manifest for name in config.stages if (manifest := run_dir.manifest(name)) is not None}
     results: dict[str, Any] = {}

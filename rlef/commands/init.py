@@ -88,10 +88,11 @@ def run(options: argparse.Namespace) -> int:
 
 def fitted(config: Draft, file: str, gigabytes: int) -> tuple[Draft, str]:
     """With the rows, checkpointing and ZeRO stage that fit a GPU, as far as that can be known; and what is to be said of it."""
-    from rlef import pipeline, plan, starter
+    from rlef import pipeline, starter
     from rlef.load_config import parse_config
-    from rlef.needs import Machines
-    from rlef.shapes import UnknownShape
+    from rlef.planning import plan
+    from rlef.planning.needs import Machines
+    from rlef.planning.shapes import UnknownShape
 
     kinds = {name: {"kind": name} | settings for name, settings in config["stages"].items()}
     whole = parse_config(config | {"run": {"dir": "runs/planned"}, "stages": kinds}, file)

@@ -24,14 +24,14 @@ def run(options: argparse.Namespace) -> int:
     import json
 
     from rlef import pipeline
-    from rlef import plan as planner
+    from rlef.planning import plan as planner
 
     config, machines = on_machines(options)
     plans = planner.plan(config, pipeline.resolve_all(config), machines)
     if options.json:
         print(json.dumps(planner.as_json(plans, machines), indent=2))
     else:
-        from rlef.tables import plan_table
+        from rlef.views.tables import plan_table
 
         plan_table(plans, machines)
     return 0

@@ -13,7 +13,7 @@ from rlef.errors import UserError
 
 if TYPE_CHECKING:
     from rlef.config import Config
-    from rlef.nodes import Lead
+    from rlef.processes.nodes import Lead
     from rlef.run_dir import RunDir
 
 
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     if len(config.launch.slots) == 1:
         return work(config, options)
     from rlef.hosts import own_rank
-    from rlef.nodes import Follower, Lead
+    from rlef.processes.nodes import Follower, Lead
 
     node = own_rank(config.launch, os.environ)
     if node > 0:
@@ -64,7 +64,8 @@ def work(config: Config, options: argparse.Namespace, lead: Lead | None = None) 
 
 def _show(config: Config, done: RunDir, name: str) -> None:
     """The table of a stage that made data."""
-    from rlef import pipeline, tables
+    from rlef import pipeline
+    from rlef.views import tables
 
     manifest, kind = done.manifest(name), config.stages[name].kind
     if manifest is not None and kind == "evolve":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from rlef.live import Look, StageLook
+    from rlef.views.live import Look, StageLook
 
 BARS = "▁▂▃▄▅▆▇█"
 PLAIN_BARS = "_.-=+*#@"  # for a terminal that is no UTF-8
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     from rich.console import Console, Group
     from rich.live import Live
 
-    from rlef.live import look
+    from rlef.views.live import look
 
     root = Path(options.run_dir)
     if sys.stdout.encoding and not sys.stdout.encoding.lower().startswith("utf"):
@@ -103,7 +103,7 @@ def _head(seen: Look) -> Text:
 
 def _condition(seen: Look) -> tuple[str, str]:
     """Whether anybody works there, as far as it can be known from here."""
-    from rlef.live import SILENT_S
+    from rlef.views.live import SILENT_S
 
     if seen.done:
         return "done", "green"
@@ -121,7 +121,7 @@ def _condition(seen: Look) -> tuple[str, str]:
 def _stage_line(stage: StageLook, *, plain: bool) -> Text:
     from rich.text import Text
 
-    from rlef.step_view import one_line
+    from rlef.views.step_view import one_line
 
     took = duration(stage.seconds) if stage.seconds is not None else ""
     mark = MARKS[stage.state][plain]
@@ -133,7 +133,7 @@ def _stage_line(stage: StageLook, *, plain: bool) -> Text:
 def _progress_line(seen: Look, now: float, *, plain: bool) -> Text:
     from rich.text import Text
 
-    from rlef.step_view import one_line
+    from rlef.views.step_view import one_line
 
     progress = seen.progress
     assert progress is not None
@@ -148,7 +148,7 @@ def _progress_line(seen: Look, now: float, *, plain: bool) -> Text:
 def _curve_line(name: str, values: Sequence[float], *, plain: bool) -> Text:
     from rich.text import Text
 
-    from rlef.step_view import one_line
+    from rlef.views.step_view import one_line
 
     drawn = sparkline(values, CURVE_WIDTH, PLAIN_BARS if plain else BARS)
     return Text(f"{one_line(name):24} ") + Text(f"{drawn:{CURVE_WIDTH}}", style="cyan") + Text(f"  {values[0]:.3g} to {values[-1]:.3g}")
@@ -157,7 +157,7 @@ def _curve_line(name: str, values: Sequence[float], *, plain: bool) -> Text:
 def _answer_lines(seen: Look) -> list[Text]:
     from rich.text import Text
 
-    from rlef.step_view import colour, one_line, step_lines
+    from rlef.views.step_view import colour, one_line, step_lines
 
     lines: list[Text] = []
     for answer in seen.answers:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlef.compare import measured, policy_differences, tables
 from rlef.report.data import BY_ITERATION, Run
 from rlef.report.parts import Section, charts, folded, table, text
 from rlef.report.plots import Plot, intervals, plot
+from rlef.views.compare import measured, policy_differences, tables
 
 CURVES = {  # metric -> title
     "reward/total": "reward, mean of samples",

@@ -7,11 +7,11 @@ from itertools import accumulate
 from typing import Any, TypeVar
 
 from rlef.answers import as_number, canonical, extract_answer, same_answer
-from rlef.compare import read_outcomes
 from rlef.records import PairRow, Problem, Rollout
 from rlef.report.data import BY_ITERATION, Run
 from rlef.report.names import FLAWS, OPERATIONS
 from rlef.report.parts import LONGEST, Section, cut, shown
+from rlef.views.compare import read_outcomes
 
 T = TypeVar("T")
 ROLLOUTS, PAIRS, EVALUATED = 240, 60, 100  # answers of a trained policy, pairs, and answers of an evaluated policy that go into the page

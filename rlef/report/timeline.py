@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rlef.compare import paid_usd
 from rlef.report.data import Run
 from rlef.report.parts import Section, duration, folded, table, text
+from rlef.views.compare import paid_usd
 
 
 def section(run: Run) -> Section:

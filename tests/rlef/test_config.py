@@ -12,9 +12,9 @@ import yaml
 from rlef.cli import main
 from rlef.errors import UserError
 from rlef.load_config import load_config, parse_config
-from rlef.needs import Machines
 from rlef.pipeline import resolve_all
-from rlef.plan import memory_lines
+from rlef.planning.needs import Machines
+from rlef.planning.plan import memory_lines
 
 ZERO_3 = Path(__file__).parents[2] / "configs" / "deepspeed" / "zero3.json"
 GOOD = {"model": {"random": {}}, "stages": {"problems": {"seeds": 20, "held_out": 10}, "sft": {"data": "seeds"}}}

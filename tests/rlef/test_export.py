@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlef.cards.licences import stated_licence
 from rlef.cli import main
 from rlef.config import Config
-from rlef.licences import stated_licence
 from rlef.models import load_policy, load_tokenizer, save_policy
 from rlef.run_dir import RunDir
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlef import launch, pipeline
+from rlef import pipeline
 from rlef.config import Config
 from rlef.errors import UserError
 from rlef.load_config import load_config, parse_config
+from rlef.processes import launch
 from rlef.run_dir import RunDir
 from rlef.tracking import Tracker
 

@@ -7,9 +7,10 @@ import json
 import pytest
 import yaml
 
-from rlef import launch, pipeline
+from rlef import pipeline
 from rlef.errors import UserError
 from rlef.load_config import load_config
+from rlef.processes import launch
 from rlef.run_dir import RunDir, folder_digests, outside_digest, write_json
 
 STAGES = {

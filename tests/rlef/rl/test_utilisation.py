@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rlef.planning.shapes import Decoder
 from rlef.rl import utilisation
 from rlef.rl.batch import RolloutBatch, columns, read_tokens
 from rlef.rl.utilisation import Multiplied, matmul_rate
-from rlef.shapes import Decoder
 
 BODY, HEAD = 2 * (4 * 8 * 8 + 3 * 8 * 12 + 2 * 8) + 8, 20 * 8  # two layers and the last norm; the vocabulary
 

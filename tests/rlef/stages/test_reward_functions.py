@@ -10,11 +10,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from rlef import launch, pipeline
+from rlef import pipeline
 from rlef.cli import main
 from rlef.config import Config, DpoStage, PpoStage, RftStage, function_of
 from rlef.errors import UserError
 from rlef.load_config import load_config
+from rlef.processes import launch
 from rlef.records import Rollout, read_jsonl
 from rlef.rl import scorers
 from rlef.rl.functions import GradeFunction, RateFunction

@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from reward_models.client import ServedInstructionModel, ServedProcessModel
 from reward_models.errors import UserError as RewardModelsError
 from reward_models.process import ProcessRewardModel
-from rlef import launch, pipeline
+from rlef import pipeline
 from rlef.config import Config, DpoStage, PpoStage, addresses
 from rlef.engines import dist
 from rlef.errors import UserError
 from rlef.load_config import load_config
+from rlef.processes import launch
 from rlef.rl import scorers
 from rlef.run_dir import RunDir
 from rlef.stages import ppo

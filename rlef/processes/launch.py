@@ -22,8 +22,8 @@ from rlef.stages.context import StageContext
 from rlef.tracking import Tracker
 
 if TYPE_CHECKING:
-    from rlef.nodes import Lead
     from rlef.pipeline import Kind
+    from rlef.processes.nodes import Lead
 
 
 def run_stage(
@@ -54,7 +54,10 @@ def start_ranks(launch: LaunchSection, node: int, port: int, job: Path) -> Child
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # a peer without a host name is no matter
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVE_S),  # torchrun's own 30 s are too few to save a large model
     }
-    return Child([sys.executable, "-m", "rlef.ranks", *ranks_words(launch, node, port), "--module", "rlef.worker", str(job)], environment)
+    return Child(
+        [sys.executable, "-m", "rlef.processes.ranks", *ranks_words(launch, node, port), "--module", "rlef.processes.worker", str(job)],
+        environment,
+    )
 
 
 def ranks_words(launch: LaunchSection, node: int, port: int) -> list[str]:

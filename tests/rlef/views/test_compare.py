@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from rlef import cli
-from rlef.compare import measured, policy_differences, setting_differences, tables, verdict
 from rlef.errors import UserError
 from rlef.records import Outcome, write_jsonl
+from rlef.views.compare import measured, policy_differences, setting_differences, tables, verdict
 
 
 def outcomes(**right):

@@ -9,8 +9,8 @@ import pytest
 from pydantic import BaseModel
 
 from reward_models.records import RankedItem, RankedList, SteppedSolution
+from rlef.cards.data_card import TABLES, features, write_card
 from rlef.config import Config
-from rlef.data_card import TABLES, features, write_card
 from rlef.records import Eliminated, Lineage, Problem, Solution, Truth, write_jsonl
 from rlef.run_dir import RunDir
 

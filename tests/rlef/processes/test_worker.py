@@ -7,7 +7,7 @@ import os
 import signal
 
 from reward_models import stopping
-from rlef import worker
+from rlef.processes import worker
 
 
 def test_a_rank_that_is_ended_while_it_tells_of_its_failure_tells_it_once(tmp_path, capsys, monkeypatch):

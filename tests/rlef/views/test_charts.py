@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reward_models.charts import line_chart
-from rlef.charts import interval_chart
+from rlef.views.charts import interval_chart
 
 
 def test_charts_leave_gaps_for_what_is_not_a_number():

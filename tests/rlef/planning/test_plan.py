@@ -12,12 +12,12 @@ import pytest
 from rlef.cli import main
 from rlef.errors import UserError
 from rlef.load_config import load_config
-from rlef.memory import GB, Zero
-from rlef.needs import Machines, Planner
 from rlef.pipeline import resolve_all
-from rlef.plan import Speed, plan, refused, seconds, together
+from rlef.planning.memory import GB, Zero
+from rlef.planning.needs import Machines, Planner
+from rlef.planning.plan import Speed, plan, refused, seconds, together
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LLAMA_7B = "model.path=tests/configs/llama_7b"
 SEVEN, SEVENTY = "configs/wizardmath_7b.yaml", "tests/configs/70b.yaml"
 

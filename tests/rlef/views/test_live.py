@@ -16,17 +16,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlef import live
 from rlef.cli import main
 from rlef.commands.watch import duration, frame, sparkline
 from rlef.config import Config
 from rlef.errors import UserError
 from rlef.holder import Holder
-from rlef.live import Progress, look
 from rlef.records import Rollout, write_jsonl
 from rlef.run_dir import RunDir
-from rlef.step_view import step_lines
 from rlef.tracking import Tracker
+from rlef.views import live
+from rlef.views.live import Progress, look
+from rlef.views.step_view import step_lines
 
 NOW = 1_000_000.0
 STAGES = {"problems": {"kind": "problems"}, "sft": {"kind": "sft"}, "prm": {"kind": "prm"}, "ppo": {"kind": "ppo"}}
@@ -195,7 +195,7 @@ def test_sparklines_and_durations():
 @pytest.mark.slow
 def test_a_run_is_watched_from_elsewhere_until_it_is_killed(tmp_path):
     """A real run, seen by another process while it trains, and after SIGKILL."""
-    config = Path(__file__).parents[1] / "configs" / "tiny.yaml"
+    config = Path(__file__).parents[2] / "configs" / "tiny.yaml"
     folder = tmp_path / "run"
     words = [sys.executable, "-m", "rlef", "run", str(config), f"run.dir={folder}", "sft.max_steps=5000", "sft.eval_every=5000"]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

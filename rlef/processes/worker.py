@@ -1,4 +1,4 @@
-"""A process that runs a stage's function, alone or under torchrun: `python -m rlef.worker job.json` (rlef.children starts it)."""
+"""A process that runs a stage's function, alone or under torchrun: `python -m rlef.processes.worker job.json` (rlef.children starts it)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from reward_models.quiet import quiet
 from rlef.children import end_with, end_with_parent
 from rlef.engines import dist
 from rlef.errors import UserError
-from rlef.launch import call
 from rlef.load_config import parse_config
+from rlef.processes.launch import call
 from rlef.run_dir import ERROR, FAILURE, RunDir, write_json
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from reward_models.statistics import in_points
+from rlef.cards.licences import base_of, licences, nameless
 from rlef.config import AnyStage, Config, PpoStage, RewardSettings, Stage
-from rlef.licences import base_of, licences, nameless
 from rlef.prompts import question_messages
 from rlef.run_dir import Manifest
 

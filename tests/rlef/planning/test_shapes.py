@@ -9,7 +9,7 @@ import pytest
 
 from rlef.config import Config, ModelSection, RandomInit
 from rlef.errors import UserError
-from rlef.shapes import Decoder, UnknownShape, decoder_of, gguf_shape, model_shape, random_shape
+from rlef.planning.shapes import Decoder, UnknownShape, decoder_of, gguf_shape, model_shape, random_shape
 
 SHAPE = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
 FAMILIES = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlef.config import RandomInit
-from rlef.memory import (
+from rlef.planning.memory import (
     GB,
     STATES,
     Precision,
@@ -24,9 +24,9 @@ from rlef.memory import (
     trained,
     while_reduced,
 )
-from rlef.shapes import Decoder, random_shape
+from rlef.planning.shapes import Decoder, random_shape
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BILLION = 1e9
 
 

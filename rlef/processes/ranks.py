@@ -1,4 +1,4 @@
-"""torchrun or DeepSpeed's launcher that ends with one code and no traceback of its own: `python -m rlef.ranks NAME WORDS`."""
+"""torchrun or DeepSpeed's launcher that ends with one code and no traceback of its own: `python -m rlef.processes.ranks NAME WORDS`."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ import yaml
 from pydantic import BaseModel
 
 from reward_models.records import RankedList, SteppedSolution
+from rlef.cards.licences import licences, nameless
 from rlef.config import AnyStage, Config
-from rlef.licences import licences, nameless
 from rlef.records import Contamination, Eliminated, Problem, Solution
 from rlef.run_dir import CARD
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlef.shapes import Decoder
+from rlef.planning.shapes import Decoder
 
 GB = 1e9
 PARTS = ("weights", "gradients", "optimiser", "buffers", "frozen", "activations", "logits", "kv_cache", "vllm")

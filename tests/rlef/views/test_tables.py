@@ -5,7 +5,7 @@ from __future__ import annotations
 from reward_models.records import RankedItem, RankedList, SteppedSolution
 from rlef.cli import main
 from rlef.records import Eliminated, Lineage, Problem, problem_id, write_jsonl
-from rlef.tables import evolve_table, label_table
+from rlef.views.tables import evolve_table, label_table
 
 SEED = "Ann has 3 pens. How many?"
 

@@ -15,9 +15,9 @@ from rich.table import Table
 
 from reward_models.records import RankedList, SteppedSolution, read_records
 from reward_models.terminal import inert
-from rlef.memory import GB, PARTS
-from rlef.needs import Machines
-from rlef.plan import Setting, StagePlan, together
+from rlef.planning.memory import GB, PARTS
+from rlef.planning.needs import Machines
+from rlef.planning.plan import Setting, StagePlan, together
 from rlef.records import Eliminated, Problem, read_jsonl
 
 WIDTH = 100

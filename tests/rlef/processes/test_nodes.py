@@ -15,13 +15,13 @@ import pytest
 
 from reward_models import stopping
 from reward_models.ranks import free_port
-from rlef import nodes
 from rlef.children import Child, ChildFailed
 from rlef.config import LaunchSection
 from rlef.errors import UserError
 from rlef.hosts import interface_of, is_here, own_rank, read_hostfile
-from rlef.launch import ranks_words
 from rlef.load_config import load_config
+from rlef.processes import nodes
+from rlef.processes.launch import ranks_words
 
 TWO = {"nodes": 2, "rendezvous": "127.0.0.1:29411"}
 

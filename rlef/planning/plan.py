@@ -13,9 +13,9 @@ from typing import Any
 from reward_models.config import LoraSettings
 from rlef.config import AnyStage, Config, GrpoStage, PpoStage, TrainSettings
 from rlef.errors import UserError, raise_all
-from rlef.memory import GB, PARTS, Zero
-from rlef.needs import ALONE, Machines, Moment, Need, Net, Planner
-from rlef.shapes import UnknownShape, decoder_of
+from rlef.planning.memory import GB, PARTS, Zero
+from rlef.planning.needs import ALONE, Machines, Moment, Need, Net, Planner
+from rlef.planning.shapes import UnknownShape, decoder_of
 
 # DeepSpeed files that ship, from cheap to slow, and what they ask of a GPU; None: plain torch.
 FILES: dict[str | None, Zero | None] = {

@@ -27,7 +27,7 @@ from rlef.config import (
     function_of,
 )
 from rlef.errors import UserError
-from rlef.memory import (
+from rlef.planning.memory import (
     Parts,
     Precision,
     Products,
@@ -47,7 +47,7 @@ from rlef.memory import (
     while_reduced,
     while_stepping,
 )
-from rlef.shapes import Decoder, decoder_of
+from rlef.planning.shapes import Decoder, decoder_of
 
 ANCHORS = 2  # items of other seeds beside each list: reward_models.train
 READ_AT_ONCE = 64  # instructions that the IRM reads at once outside training

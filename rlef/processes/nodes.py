@@ -28,7 +28,7 @@ from rlef.children import SAVE_S, Child, ChildFailed
 from rlef.config import LaunchSection
 from rlef.errors import UserError
 from rlef.hosts import interface_of
-from rlef.launch import start_ranks
+from rlef.processes.launch import start_ranks
 from rlef.run_dir import ERROR, FAILURE
 
 BEAT_S = 1.0

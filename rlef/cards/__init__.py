@@ -1,0 +1,1 @@
+"""What stands beside data and models that leave a run."""

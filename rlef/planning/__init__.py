@@ -1,0 +1,1 @@
+"""Sizes, memory and time by arithmetic, before anything is run: no torch, no weights."""

@@ -1,0 +1,1 @@
+"""A stage is started: here, in processes of its own, on several machines."""
