@@ -24,6 +24,7 @@ PAGES = {
         *(ROOT / "configs").glob("*.md"),
         *(ROOT / "reward_models").glob("*.md"),
         *(ROOT / "rlef").glob("*.md"),
+        *(ROOT / "scripts").glob("*.md"),
     )
 }
 LINES = {"rlef": rlef.cli, "python -m rlef": rlef.cli, "python -m reward_models": reward_models.cli}

@@ -10,7 +10,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "compare",
         help="show how two runs differ: results with intervals, settings, versions, time and cost",
-        epilog="example: rlef compare runs/quickstart runs/seed_1; as a page: rlef report runs/quickstart runs/seed_1",
+        epilog="example: rlef compare runs/quickstart runs/seed_1\nexample: rlef report runs/quickstart runs/seed_1",
     )
     command.add_argument("first", metavar="RUN", help="run directory")
     command.add_argument("second", metavar="RUN", help="run directory; differences are this one minus the first")

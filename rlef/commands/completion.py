@@ -76,8 +76,8 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
             if action.dest in how and not action.choices:
                 folder = action.dest == "config" and command.prog.endswith("report")
                 vars(action)["complete"] = shtab.DIRECTORY if folder else how[action.dest]
-    preamble = PREAMBLE[shell].format(kinds=" ".join(STAGES), keys=" ".join(keys()))
-    text = shtab.complete(parser, shell, preamble={shell: preamble})
+    preamble: Any = {shell: PREAMBLE[shell].format(kinds=" ".join(STAGES), keys=" ".join(keys()))}
+    text = shtab.complete(parser, shell, preamble=preamble)
     return text + AT_THE_END if shell == "bash" else text
 
 

@@ -16,7 +16,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "report",
         help="write the page of a run, or of several beside each other",
-        epilog="example: rlef report runs/quickstart; two runs: rlef report runs/quickstart runs/seed_1 --out both.html",
+        epilog="example: rlef report runs/quickstart\nexample: rlef report runs/quickstart runs/seed_1 --out both.html",
     )
     command.add_argument("config", metavar="RUN", help="run directory; of a config file its stage report is run")
     command.add_argument("overrides", nargs="*", metavar="RUN", help="run directories to hold the first against")

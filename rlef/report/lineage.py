@@ -33,6 +33,7 @@ class Node:
 
 
 def section(run: Run) -> Section | None:
+    """None where nothing evolved from the seeds."""
     nodes, trees = forest(run)
     if len(nodes) <= trees:
         return None

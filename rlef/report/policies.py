@@ -8,6 +8,7 @@ from rlef.report.plots import Plot, intervals, plot
 
 
 def section(run: Run) -> Section:
+    """Of an unfinished run it says how to go on."""
     results = run.results
     if not results:
         return Section("policies", "Policies compared", "<p class=dim>Not evaluated yet: rerun the same command to continue.</p>")

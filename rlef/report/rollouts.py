@@ -20,6 +20,7 @@ CHARACTERS = 300_000  # of the answers of one source, after which none more is t
 
 
 def section(run: Run) -> Section | None:
+    """None where no policy has answered yet."""
     sources, problems, items = _collected(run)
     if not items:
         return None
