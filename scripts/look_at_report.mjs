@@ -90,7 +90,7 @@ for (const width of [1280, 390]) for (const scheme of ["light", "dark"]) {
   const over = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
   check(over <= 0, `${width} px, ${scheme}: the page is ${over} px too wide`);
   await page.evaluate(() => scrollTo({ top: 0, behavior: "instant" }));
-  await page.screenshot({ path: `${out}/${width}_${scheme}.png`, fullPage: true });
+  await page.screenshot({ path: `${out}/${width}_${scheme}.png`, fullPage: true, timeout: 120000 });
   await page.close();
 }
 await browser.close();

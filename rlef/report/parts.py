@@ -41,8 +41,9 @@ def cut(words: str, longest: int = LONGEST) -> str:
 
 
 def title(words: str, name: str, kind: str) -> str:
-    """With the stage's name where it is not its kind's."""
-    return words if name == kind else f"{words} ({name})"
+    """With the stage's name where it is not its kind's, before the colon, so that the menu has it too."""
+    head, colon, rest = words.partition(":")
+    return words if name == kind else f"{head} ({name}){colon}{rest}"
 
 
 def named(name: str, meanings: Mapping[str, str]) -> str:

@@ -15,6 +15,7 @@ Judgement = Literal["good", "watch", "bad", "plain"]
 MARKS = {"good": "✓", "watch": "!", "bad": "✕", "plain": "·"}
 SPOKEN = {"good": "good", "watch": "to watch", "bad": "bad", "plain": "for information"}
 HINT = "In plots: point at them, or go there with Tab and read with the arrow keys; drag to look closer, double-click to see all again."
+FEWEST = 8  # iterations, below which two quarters tell nothing
 RISE = 0.01  # of a mean reward between the first and the last quarter of the iterations, which counts as rising
 
 
@@ -73,7 +74,7 @@ def _data(run: Run) -> Iterator[Finding]:
             flawed = result.get("flawed")
             aside = f"; {flawed:.0%} of the kept ones are flawed, which only the symbolic teacher knows" if flawed else ""
             share = result["kept"] / result["made"] if result["made"] else 0.0
-            words = f"{result['made']:,} evolutions were made and {result['kept']:,} kept{aside}."
+            words = f"{_by(name, 'evolve')}{result['made']:,} evolutions were made and {result['kept']:,} kept{aside}."
             yield Finding("plain" if share >= 0.5 else "watch", words, _stage(name))
 
 
@@ -83,15 +84,15 @@ def _rewards(run: Run) -> Iterator[Finding]:
             words = (
                 f"The instruction reward model orders {percent(result['pair_accuracy'])} of held-out pairs of problems as the judge does"
             )
-            yield Finding(*_over_guessing(result, "pair_accuracy", words), _stage(name))
+            yield Finding(*_over_guessing(result, "pair_accuracy", _by(name, "irm") + words), _stage(name))
     for name in run.of_kind("prm"):
         result = run.result(name)
         if result.get("step_auroc") is not None:
             words = f"The process reward model scores a right step above a wrong one in {percent(result['step_auroc'])} of cases, its AUROC"
-            yield Finding(*_over_guessing(result, "step_auroc", words), _stage(name))
+            yield Finding(*_over_guessing(result, "step_auroc", _by(name, "prm") + words), _stage(name))
         if result.get("within_problem") is not None:
             words = f"Of a right and a wrong answer to one problem it scores the right one higher in {percent(result['within_problem'])} of cases"
-            yield Finding(*_over_guessing(result, "within_problem", words), _stage(name))
+            yield Finding(*_over_guessing(result, "within_problem", _by(name, "prm") + words), _stage(name))
 
 
 def _over_guessing(result: dict[str, Any], key: str, words: str) -> tuple[Judgement, str]:
@@ -131,11 +132,18 @@ def _hacked(words: str, rewards: Curve, exact: Curve) -> tuple[Judgement, str]:
         return "plain", f"{words}."
     right_before, right_after = quarters(exact)
     words += f"; answers that match the known one {percent(right_before)}, then {percent(right_after)}"
+    if len(rewards) < FEWEST:
+        return "plain", f"{words}. Too few iterations to judge by."
     if after - before < RISE:
         return "watch", f"{words}. The reward does not rise."
     if right_after <= right_before:
         return "bad", f"{words}. The reward rises and exact match does not: the policy fools the reward models."
     return "good", f"{words}. Both rise."
+
+
+def _by(name: str, kind: str) -> str:
+    """Of two stages of one kind each sentence says which."""
+    return "" if name == kind else f"{name}: "
 
 
 def _stage(name: str) -> str:

@@ -19,7 +19,10 @@ def made(folder, curves, **stages):
     for name, result in stages.items():
         (folder / name).mkdir(exist_ok=True)
         (folder / name / "manifest.json").write_text(json.dumps({"seconds": 60.0, "result": result}))
-    rows = [{"stage": "ppo", "step": step + 1} | {name: values[step] for name, values in curves.items()} for step in range(4)]
+    rows = [
+        {"stage": "ppo", "step": step + 1} | {name: values[step] for name, values in curves.items()}
+        for step in range(len(next(iter(curves.values()), [])))
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Run(folder)
 
@@ -32,9 +35,10 @@ def told(run, words):
 @pytest.mark.parametrize(
     "reward,exact,judgement,words",
     [
-        ([0.2, 0.3, 0.3, 0.4], [0.5, 0.5, 0.6, 0.6], "good", "Both rise"),
-        ([0.2, 0.3, 0.3, 0.4], [0.5, 0.5, 0.5, 0.4], "bad", "fools the reward models"),
-        ([0.3, 0.3, 0.3, 0.3], [0.5, 0.5, 0.5, 0.6], "watch", "does not rise"),
+        ([0.2] * 4 + [0.4] * 4, [0.5] * 4 + [0.6] * 4, "good", "Both rise"),
+        ([0.2] * 4 + [0.4] * 4, [0.5] * 4 + [0.4] * 4, "bad", "fools the reward models"),
+        ([0.3] * 8, [0.5] * 4 + [0.6] * 4, "watch", "does not rise"),
+        ([0.2] * 3 + [0.4] * 4, [0.5] * 3 + [0.4] * 4, "plain", "Too few iterations"),
     ],
 )
 def test_a_reward_that_rises_alone_is_told_as_hacking(tmp_path, reward, exact, judgement, words):
@@ -74,6 +78,14 @@ def test_progress_names_what_is_begun_and_what_failed(tmp_path):
     assert told(Run(tmp_path), "has begun").judgement == "watch"
     (tmp_path / "ppo" / "failure.json").write_text("{}")
     assert told(Run(tmp_path), "stopped with an error").judgement == "bad"
+
+
+def test_of_two_stages_of_a_kind_each_sentence_says_which(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "irm_2").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"stages": {"irm_2": {"kind": "irm"}}}))
+    (tmp_path / "run" / "irm_2" / "manifest.json").write_text(json.dumps({"seconds": 1.0, "result": {"pair_accuracy": 0.9}}))
+    assert told(Run(tmp_path / "run"), "90.0%").words.startswith("irm_2: The instruction reward model")
 
 
 def test_quarters_of_few_values_are_the_ends():
