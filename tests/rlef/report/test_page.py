@@ -138,7 +138,7 @@ def test_grpo_has_the_curves_and_samples_of_ppo(tmp_path):
     rows = [{"stage": "group", "step": step, "time": 0, "reward/total": step / 8, "grpo/kl": step / 9} for step in (1, 2, 3)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = write_report(run).read_text()
-    for words in ("GRPO: learning from", "group: 3 of 3 iterations", "KL from the start, nats a token"):
+    for words in ("GRPO (group): learning from", "group: 3 of 3 iterations", "KL from the start, nats a token"):
         assert words in shown(page), words
     assert data(page, "rollouts-data")["sources"] == ["group, iteration 1", "ppo, iteration 1"]
 
