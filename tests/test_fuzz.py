@@ -32,6 +32,7 @@ def run(fuzz, capsys, *words):
     return code, json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_small_part_finds_no_fault(fuzz, tmp_path, capsys):
     code, told = run(fuzz, capsys, "--answers", "36", "--files", "60", "--seed", "1", "--out", str(tmp_path / "out"))
     assert (code, told["answers"], told["files"], told["cases"], told["faults"]) == (0, 36, 60, 36 * 12 + 60, 0)

@@ -173,7 +173,14 @@ def test_no_run_is_a_message(tmp_path, capsys):
 def test_on_a_terminal_it_goes_on_until_ctrl_c(run):
     master, slave = pty.openpty()
     words = [sys.executable, "-m", "rlef", "watch", str(run.root), "--every", "0.1"]
-    process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "TERM": "xterm"})
+    process = subprocess.Popen(
+        words,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, "TERM": "xterm"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a test run in the background ignores it
+    )
     os.close(slave)
     shown = b""
     while shown.count(b"2 of 4 stages done") < 2:
