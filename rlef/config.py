@@ -189,7 +189,9 @@ class LaunchSection(Section):
         if (self.hosts is None) != (self.hostfile is None):
             wrong.append("launch.hosts: is what launch.hostfile says; give the file alone")
         if self.hosts is not None and (self.nodes > 1 or self.processes > 1):
-            wrong.append("launch.hostfile: says how many machines and processes there are; leave launch.nodes and launch.processes out")
+            wrong.append(
+                "launch.hostfile: says what machines and processes there are; launch.nodes and launch.processes must be 1 (left out)"
+            )
         if self.rendezvous is not None and re.fullmatch(r"[^\s:]+(:[1-9]\d{0,4})?", self.rendezvous) is None:
             wrong.append(f"launch.rendezvous: {self.rendezvous!r} is not HOST or HOST:PORT")
         if self.nodes > 1 and self.rendezvous is None:

@@ -62,9 +62,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def config_of(run_dir: str | Path) -> Config:
     """The whole config that a run directory holds; files that it names may be another machine's. Raises UserError where it has none."""
     file = Path(run_dir) / "config.yaml"
-    fix = "give a run directory, e.g. runs/quickstart"
+    fix = "give a run directory, e.g. runs/quickstart, which has one once the run has begun"
     if not file.is_file():
-        raise UserError(f"{run_dir}: no run directory, it has no config.yaml", fix=fix)
+        raise UserError(f"{run_dir}: no run directory, it has no config.yaml{meant_path(run_dir)}", fix=fix)
     return parse_config(read_yaml(file, fix=fix), str(file))
 
 

@@ -57,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
     """Each line is a question of its own. Ctrl-C ends an answer that is being written; else it leaves, as Ctrl-D does."""
     from rich.console import Console
 
+    from reward_models.terminal import inert
     from rlef.load_config import config_of
     from rlef.run_dir import RunDir
 
@@ -66,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
     if sys.stdin.isatty():
         console.print(f"{policy.stage}, {policy.judges}. One question a line; Ctrl-D leaves.", style="dim")
     for question in _questions():
+        if not sys.stdin.isatty() and not options.json:
+            print(inert(f"> {question}"), flush=True)
         try:
             _answer(policy, question, console, as_json=options.json)
         except UserError as error:  # of this question alone

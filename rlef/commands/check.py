@@ -23,6 +23,7 @@ def run(options: argparse.Namespace) -> int:
     from rlef import pipeline
     from rlef.planning.plan import memory_lines, refuse
     from rlef.run_dir import RunDir
+    from rlef.views.live import at_work
 
     config, machines = on_machines(options)
     done = RunDir(str(config.run.dir))
@@ -34,9 +35,10 @@ def run(options: argparse.Namespace) -> int:
     if machines.memory:
         refuse(config, inputs, machines)
     print(f"config ok: {len(config.stages)} stages, run directory {done.root}")
+    working = at_work(done, config.stages)
     for name, stage in config.stages.items():
         manifest = done.manifest(name)
-        state = "to run" if not done.stage(name).is_dir() else "interrupted, to go on"
+        state = "to run" if not done.stage(name).is_dir() else "at work now" if name == working else "interrupted, to go on"
         if manifest is not None:
             state = f"to redo ({reasons[name]})" if name in reasons else f"done ({manifest.seconds:.0f} s)"
         served = {key: " ".join(urls) for key, urls in pipeline.served_models(stage).items()}

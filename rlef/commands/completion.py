@@ -98,6 +98,8 @@ def _keys(section: type[BaseModel], name: str) -> list[str]:
 
     found = []
     for key, field in section.model_fields.items():
+        if f"{name}.{key}" == "launch.hosts":
+            continue  # read from the hostfile, never given
         parts = [one for one in (field.annotation, *get_args(field.annotation)) if isinstance(one, type) and issubclass(one, BaseModel)]
         found += [one for part in parts for one in _keys(part, f"{name}.{key}")] or [f"{name}.{key}="]
     return found

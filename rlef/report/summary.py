@@ -10,12 +10,15 @@ from rlef.report.data import BY_ITERATION, TRAINED, Curve, Run
 from rlef.report.names import GUARDS
 from rlef.report.parts import duration, gain, number, percent, text
 from rlef.report.training import between, guards
+from rlef.run_dir import RunDir
+from rlef.views.live import at_work
 
 Judgement = Literal["good", "watch", "bad", "plain"]
 MARKS = {"good": "✓", "watch": "!", "bad": "✕", "plain": "·"}
 SPOKEN = {"good": "good", "watch": "to watch", "bad": "bad", "plain": "for information"}
 HINT = "In plots: point at them, or go there with Tab and read with the arrow keys; drag to look closer, double-click to see all again."
 FEWEST = 8  # iterations, below which two quarters tell nothing
+FEWEST_PAIRS = 16
 RISE = 0.01  # of a mean reward between the first and the last quarter of the iterations, which counts as rising
 
 
@@ -53,10 +56,12 @@ def _progress(run: Run) -> Iterator[Finding]:
     states = {name: run.state(name) for name in stages}
     done = sum(state == "done" for state in states.values())
     seconds = sum(manifest.get("seconds", 0) for manifest in run.manifests.values())
+    working = at_work(RunDir(run.folder), stages)
     yield Finding("good" if done == len(stages) else "watch", f"{done} of {len(stages)} stages are done, in {duration(seconds)}.", "stages")
     for name, state in states.items():
         if state == "begun":
-            yield Finding("watch", f"{name} has begun and is not finished; the same command goes on with it.", "stages")
+            now = "is at work now" if name == working else "has begun and is not finished; the same command goes on with it"
+            yield Finding("watch", f"{name} {now}.", "stages")
         if state == "stopped with an error":
             yield Finding("bad", f"{name} stopped with an error; its folder has it, and the same command goes on.", "stages")
 
@@ -120,8 +125,10 @@ def _training(run: Run) -> Iterator[Finding]:
         yield from _guarded(run, name)
     for name in run.of_kind("dpo"):
         if (found := run.result(name).get("reward_accuracy")) is not None:
-            words = f"{name}: at the end the policy orders {percent(found)} of its {run.result(name).get('pairs', '?')} pairs as the rewards do."
-            yield Finding("good" if found > 0.5 else "watch", words, _stage(name))
+            pairs = run.result(name).get("pairs", 0)
+            few = f" So few pairs teach nothing: raise {name}.count, or lower {name}.min_margin." if pairs < FEWEST_PAIRS else ""
+            words = f"{name}: at the end the policy orders {percent(found)} of its {pairs} pairs as the rewards do.{few}"
+            yield Finding("good" if found > 0.5 and not few else "watch", words, _stage(name))
 
 
 def _hacked(words: str, rewards: Curve, exact: Curve) -> tuple[Judgement, str]:

@@ -10,7 +10,7 @@ import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -117,6 +117,13 @@ def told(metrics: Path | None, stage: str, what: str, total: float, done: float)
     finally:
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)
+
+
+def at_work(run: RunDir, stages: Iterable[str]) -> str | None:
+    """The stage that a living process of this machine works on; None where there is none."""
+    holder = Holder.read(run.lock_file)
+    begun = {name: at for name in stages if (at := _changed(run.stage(name) / "started.json")) is not None and run.manifest(name) is None}
+    return max(begun, key=lambda name: begun[name]) if begun and holder is not None and holder.lives() else None
 
 
 def look(root: Path, now: float) -> Look:

@@ -60,7 +60,7 @@ def test_a_broken_hostfile_is_one_message(tmp_path, text, told):
         (["nodes=2"], "launch.nodes: 2 machines meet at node 0"),
         (["nodes=2", "rendezvous=a:b"], "launch.rendezvous: 'a:b' is not HOST"),
         (["nodes=2", "rendezvous=a", "rank=2"], "launch.rank: 2, of 2 machine"),
-        (["hostfile=HOSTS", "processes=2"], "leave launch.nodes and launch.processes out"),
+        (["hostfile=HOSTS", "processes=2"], "launch.nodes and launch.processes must be 1"),
         (["hostfile=missing"], "launch.hostfile: missing: cannot be read"),
         (["hosts={a: 1}"], "give the file alone"),
         (["reward_device=gpu7"], "launch.reward_device: String should match"),
