@@ -185,7 +185,7 @@ def test_yaml_that_is_made_to_harm_is_one_message(tmp_path, capsys, text):
     (tmp_path / "run.yaml").write_text(text)
     began = time.process_time()
     assert main(["check", str(tmp_path / "run.yaml")]) == 2
-    assert time.process_time() - began < 1 and capsys.readouterr().err.startswith("error: ")
+    assert time.process_time() - began < 3 and capsys.readouterr().err.startswith("error: ")
 
 
 def test_aliases_that_mean_no_harm_are_as_written_out(tmp_path):
