@@ -49,7 +49,6 @@ def alone(labels, tiny_folder, tmp_path_factory):
     "zero,further",
     [
         (None, {}),
-        ("zero2", {}),
         ("zero3", {}),
         (None, {"lora": {"rank": 4}, "gradient_checkpointing": True}),
         ("zero2", {"bf16": True}),

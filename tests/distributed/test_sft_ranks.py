@@ -1,4 +1,4 @@
-"""The SFT stage on two ranks, without DeepSpeed and under ZeRO-2 and 3: what is saved is whole and is what was measured."""
+"""The SFT stage goes on with another number of ranks, and what it then saves is whole and is what was measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlef.records import Problem, problem_id, write_jsonl
-from tests.distributed.comparing import ROOT, start
+from tests.distributed.comparing import start
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +24,9 @@ def problems(tmp_path_factory):
     return folder
 
 
-def train(folder, problems, processes, zero):
+def train(folder, problems, processes):
     folder.mkdir(parents=True, exist_ok=True)
-    path = ROOT / "configs" / "deepspeed" / f"{zero}.json" if zero else "-"
-    start("sft_worker.py", processes, folder, problems, path, timeout_s=400)
+    start("sft_worker.py", processes, folder, problems, timeout_s=400)
     return json.loads((folder / "result.json").read_text())
 
 
@@ -45,18 +44,7 @@ def logits(folder):
 @pytest.fixture(scope="module")
 def alone(problems, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    return train(folder, problems, 1, None), logits(folder), folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("zero", [None, "zero2", "zero3"])
-def test_two_ranks_learn_what_one_process_learns(alone, problems, tmp_path, zero):
-    expected, expected_logits, _ = alone
-    result = train(tmp_path, problems, 2, zero)
-    assert result["steps"] == expected["steps"] and result["rows"] == expected["rows"]
-    assert result["loss"] == pytest.approx(expected["loss"], rel=1e-2)
-    assert result["eval_loss"] == pytest.approx(expected["eval_loss"], rel=2e-2)
-    assert torch.allclose(logits(tmp_path), expected_logits, atol=0.2)
+    return train(folder, problems, 1), logits(folder), folder
 
 
 @pytest.mark.slow
@@ -66,7 +54,7 @@ def test_another_number_of_ranks_goes_on_from_a_checkpoint(alone, problems, tmp_
     for processes, step in ((2, 16), (1, 24)):
         shutil.copytree(before / "checkpoints" / f"checkpoint-{step}", tmp_path / f"{processes}" / "checkpoints" / f"checkpoint-{step}")
         before = tmp_path / f"{processes}"
-        result = train(before, problems, processes, None)
+        result = train(before, problems, processes)
         assert result["steps"] == expected["steps"] and result["loss"] == pytest.approx(expected["loss"], rel=1e-2)
         assert result["eval_loss"] == pytest.approx(expected["eval_loss"], rel=2e-2)
         assert torch.allclose(logits(before), expected_logits, atol=0.05)

@@ -120,7 +120,14 @@ def test_without_a_reward_model_there_are_no_scores(run, tmp_path, monkeypatch, 
 def test_on_a_terminal_it_asks_again_until_ctrl_c(run):
     master, slave = pty.openpty()
     words = [sys.executable, "-m", "rlef", "chat", str(run.root), "--max-tokens", "40"]
-    process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "TERM": "dumb"})
+    process = subprocess.Popen(
+        words,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, "TERM": "dumb"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a test run in the background ignores it
+    )
     os.close(slave)
 
     def until_prompt(after: bytes) -> None:
