@@ -649,8 +649,8 @@ def _outcomes(result: dict[str, Any]) -> list[str]:
     lines = []
     if result.get("made") and not result.get("kept") and (rules := result.get("eliminated")):
         rule = max(rules, key=lambda one: rules[one])
-        mend = "; raise teacher.max_tokens" if rule == "cut_off" else ""
-        lines.append(f"nothing was kept: {rules[rule]} of {result['made']} fell by {rule}{mend}")
+        fix = "; raise teacher.max_tokens" if rule == "cut_off" else ""
+        lines.append(f"nothing was kept: {rules[rule]} of {result['made']} fell by {rule}{fix}")
     for policy, row in result.items():
         if isinstance(row, dict) and "pass@1" in row:
             gain = row.get("gain")

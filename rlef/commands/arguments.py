@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +35,18 @@ def above_zero(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: give a whole number above 0")
     return int(text)
+
+
+def within(low: float, high: float, what: str) -> Callable[[str], float]:
+    """Reads a number from `low` to `high`; else ArgumentTypeError, as above."""
+
+    def read(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if low <= float(text) <= high:
+                return float(text)
+        raise argparse.ArgumentTypeError(f"{text}: give {what} from {low:g} to {high:g}")
+
+    return read
 
 
 def on_machines(options: argparse.Namespace) -> tuple[Config, Machines]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlef.commands.arguments import above_zero, within
 from rlef.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,27 +30,14 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("run_dir", metavar="RUN", help="run directory")
     command.add_argument("--stage", metavar="NAME", help="the stage that trained the policy (default: the last)")
-    command.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="0: the likeliest token each")
-    command.add_argument("--max-tokens", type=_tokens, metavar="N", help="of an answer (default: as in the stage)")
+    command.add_argument("--temperature", type=within(0, 10, "a number"), default=0.0, metavar="T", help="0: the likeliest token each")
+    command.add_argument("--max-tokens", type=above_zero, metavar="N", help="of an answer (default: as in the stage)")
     command.add_argument("--seed", type=int, default=0, help="of the answers at a temperature above 0")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     command.add_argument(
         "--json", action="store_true", help="answers as lines of JSON, with their scores; questions may come from a pipe, one a line"
     )
     command.set_defaults(run=run)
-
-
-def _temperature(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= float(text) <= 10:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text}: give a number from 0 to 10")
-
-
-def _tokens(text: str) -> int:
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text}: give a whole number above 0")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -101,11 +88,10 @@ def _answer(policy: Policy, question: str, console: Console, *, as_json: bool) -
     from rich.text import Text
 
     from reward_models.terminal import inert
-    from rlef.views.step_view import colour, one_line
+    from rlef.views.step_view import colour, step_line
 
     def show(step: str, score: float | None) -> None:
-        mark = Text("     ") if score is None else Text(f"{score:.2f} ", style=colour(score))
-        console.print(mark + Text(one_line(step)))
+        console.print(step_line(step, score))
 
     score = policy.answer(question, (lambda step, score: None) if as_json else show)
     if as_json:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlef.commands.arguments import within
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -30,15 +32,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("run_dir", metavar="RUN", help="run directory, of a run that was started anywhere")
     command.add_argument("--once", action="store_true", help="print it as it is now and end (so too without a terminal)")
-    command.add_argument("--every", type=_seconds, default=2.0, metavar="S", help="seconds between two looks")
+    command.add_argument("--every", type=within(0.1, 3600, "seconds"), default=2.0, metavar="S", help="seconds between two looks")
     command.set_defaults(run=run)
-
-
-def _seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0.1 <= float(text) <= 3600:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text}: give seconds from 0.1 to 3600")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -85,7 +85,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def all_gather_object(value: T) -> list[T]:
-    """Every rank's value, by rank. For small things: it is pickled between our own processes."""
+    """Every rank's value, by rank. It is pickled between our own processes; under NCCL all of them pass through each GPU's memory."""
     gathered: list[Any] = [value] * world()
     if world() > 1:
         torch_dist.all_gather_object(gathered, value)

@@ -121,9 +121,15 @@ def told(metrics: Path | None, stage: str, what: str, total: float, done: float)
 
 def at_work(run: RunDir, stages: Iterable[str]) -> str | None:
     """The stage that a living process of this machine works on; None where there is none."""
-    holder = Holder.read(run.lock_file)
-    begun = {name: at for name in stages if (at := _changed(run.stage(name) / "started.json")) is not None and run.manifest(name) is None}
-    return max(begun, key=lambda name: begun[name]) if begun and holder is not None and holder.lives() else None
+    holder, latest = Holder.read(run.lock_file), _latest(run, stages)
+    unfinished = latest is not None and run.manifest(latest) is None
+    return latest if unfinished and holder is not None and holder.lives() else None
+
+
+def _latest(run: RunDir, stages: Iterable[str]) -> str | None:
+    """The stage that was begun last; None where none was."""
+    begun = {name: at for name in stages if (at := _changed(run.stage(name) / "started.json")) is not None}
+    return max(begun, key=lambda name: begun[name], default=None)
 
 
 def look(root: Path, now: float) -> Look:
@@ -136,13 +142,12 @@ def look(root: Path, now: float) -> Look:
     progress = _progress(root / PROGRESS)
     signs = [time_ for file in (root / METRICS, root / PROGRESS, run.lock_file) if (time_ := _changed(file)) is not None]
     silent_s = max(0.0, now - max(signs)) if signs else None
-    begun = {name: at for name in stages if (at := _changed(run.stage(name) / "started.json")) is not None}
-    latest = max(begun, key=lambda name: begun[name], default=None)
+    latest = _latest(run, stages)
     looks = [_stage(run, name, kind, now, works=lives is not False and name == latest) for name, kind in stages.items()]
-    at_work = next((one.name for one in looks if one.state == "works"), None)
+    working = next((one.name for one in looks if one.state == "works"), None)
     answers_of, answers = _answers(root, list(stages))
-    curves_of, curves = _curves(root / METRICS, list(stages), at_work or answers_of)
-    shown = progress if progress is not None and progress.stage == at_work else None
+    curves_of, curves = _curves(root / METRICS, list(stages), working or answers_of)
+    shown = progress if progress is not None and progress.stage == working else None
     return Look(
         name=root.resolve().name,
         stages=tuple(looks),

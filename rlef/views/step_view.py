@@ -22,10 +22,11 @@ def step_lines(text: str, scores: Sequence[float], *, delimiter: str, marker: st
     scored = len(until_answer(steps, marker))
     places: list[float | None] = [*scores] if len(scores) == scored else [*[None] * (scored - 1), *scores[-1:]]
     places += [None] * (len(steps) - len(places))
-    return [_line(step.text, score) for step, score in zip(steps, places, strict=True)]
+    return [step_line(step.text, score) for step, score in zip(steps, places, strict=True)]
 
 
-def _line(step: str, score: float | None) -> Text:
+def step_line(step: str, score: float | None) -> Text:
+    """Without a score it stands in the same column."""
     mark = Text("     ") if score is None else Text(f"{score:.2f} ", style=colour(score))
     return mark + Text(one_line(step))
 

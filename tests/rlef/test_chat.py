@@ -6,10 +6,8 @@ import argparse
 import io
 import json
 import os
-import pty
 import signal
-import subprocess
-import sys
+import time
 
 import pytest
 import torch
@@ -26,6 +24,7 @@ from rlef.models import decode, load_policy, load_tokenizer, prompt_ids, save_po
 from rlef.rollout.base import SampleRequest, SamplingParams
 from rlef.rollout.hf import HFGenerator
 from rlef.run_dir import RunDir
+from tests.terminal import on_terminal
 
 QUESTION = "Ann has 3 pens. How many?"
 ANSWER = "Ben 3+4=7\n\nBen 7+1=8\n#### 8\nmore"
@@ -110,7 +109,8 @@ def test_without_a_reward_model_there_are_no_scores(run, tmp_path, monkeypatch, 
     shutil.rmtree(alone / "prm")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{QUESTION}\n".encode())))
     assert main(["chat", str(alone), "--max-tokens", "4"]) == 0
-    assert "r_I" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"> {QUESTION}\n") and "r_I" not in shown  # a pipe's questions stand above their answers
     shutil.rmtree(alone / "sft")
     with pytest.raises(UserError, match="no finished stage makes the policy"):
         policy(RunDir(alone))
@@ -118,17 +118,7 @@ def test_without_a_reward_model_there_are_no_scores(run, tmp_path, monkeypatch, 
 
 @pytest.mark.slow
 def test_on_a_terminal_it_asks_again_until_ctrl_c(run):
-    master, slave = pty.openpty()
-    words = [sys.executable, "-m", "rlef", "chat", str(run.root), "--max-tokens", "40"]
-    process = subprocess.Popen(
-        words,
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        env={**os.environ, "TERM": "dumb"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a test run in the background ignores it
-    )
-    os.close(slave)
+    process, master = on_terminal("chat", str(run.root), "--max-tokens", "40", kind="dumb")
 
     def until_prompt(after: bytes) -> None:
         shown = b""
@@ -138,5 +128,6 @@ def test_on_a_terminal_it_asks_again_until_ctrl_c(run):
     until_prompt(b"judged by prm")
     os.write(master, QUESTION.encode() + b"\n")
     until_prompt(b"r_A")
+    time.sleep(0.5)  # input() misses a signal between its prompt and its wait for keys
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 0

@@ -133,6 +133,12 @@ def test_an_evaluation_says_how_it_ended():
     ]
 
 
+def test_an_evolution_that_kept_nothing_says_by_which_rule_and_what_to_raise():
+    cut, same = ({"made": 4, "kept": 0, "eliminated": {"refusal": 1, rule: 3}} for rule in ("cut_off", "exact_duplicate"))
+    assert pipeline._outcomes(cut) == ["nothing was kept: 3 of 4 fell by cut_off; raise teacher.max_tokens"]
+    assert pipeline._outcomes(same) == ["nothing was kept: 3 of 4 fell by exact_duplicate"]
+
+
 def test_a_stage_alone_reads_its_problems_first_and_any_other_unfinished_input_is_named(run):
     stages = DATA["stages"] | {"label": {}}
     Path("c.yaml").write_text(yaml.safe_dump(DATA | {"stages": stages}, sort_keys=False))

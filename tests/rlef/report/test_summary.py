@@ -10,6 +10,7 @@ import yaml
 from rlef.report.data import Run
 from rlef.report.summary import findings, quarters
 from rlef.report.training import guards
+from rlef.run_dir import RunDir
 
 
 def made(folder, curves, **stages):
@@ -76,6 +77,8 @@ def test_progress_names_what_is_begun_and_what_failed(tmp_path):
     (tmp_path / "ppo").mkdir()
     (tmp_path / "ppo" / "started.json").write_text("{}")
     assert told(Run(tmp_path), "has begun").judgement == "watch"
+    with RunDir(tmp_path).locked():
+        assert told(Run(tmp_path), "is at work now").judgement == "watch"
     (tmp_path / "ppo" / "failure.json").write_text("{}")
     assert told(Run(tmp_path), "stopped with an error").judgement == "bad"
 
@@ -91,3 +94,9 @@ def test_of_two_stages_of_a_kind_each_sentence_says_which(tmp_path):
 def test_quarters_of_few_values_are_the_ends():
     assert quarters([(1, 2.0), (2, 5.0)]) == (2.0, 5.0)
     assert quarters([(step, float(step)) for step in range(8)]) == (0.5, 6.5)
+
+
+@pytest.mark.parametrize("pairs,judgement", [(15, "watch"), (16, "good")])
+def test_from_few_pairs_nothing_is_said_to_be_learned(tmp_path, pairs, judgement):
+    found = told(made(tmp_path, {}, dpo={"reward_accuracy": 1.0, "pairs": pairs}), "pairs as the rewards do")
+    assert found.judgement == judgement and ("raise dpo.count" in found.words) == (judgement == "watch")

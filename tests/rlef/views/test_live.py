@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pty
 import signal
 import socket
 import subprocess
@@ -27,6 +26,7 @@ from rlef.tracking import Tracker
 from rlef.views import live
 from rlef.views.live import Progress, look
 from rlef.views.step_view import step_lines
+from tests.terminal import on_terminal
 
 NOW = 1_000_000.0
 STAGES = {"problems": {"kind": "problems"}, "sft": {"kind": "sft"}, "prm": {"kind": "prm"}, "ppo": {"kind": "ppo"}}
@@ -65,6 +65,29 @@ def test_stages_and_their_figures(run):
     assert seen.lives and not seen.done and seen.stages[1].seconds == 75 and 0 <= seen.stages[3].seconds < 60
     assert texts(seen)[0] == "run  works  2 of 4 stages done"
     assert texts(seen)[2] == " ✓ sft          1 min 15 s  steps 9, loss 0.5"
+
+
+def test_at_work_is_the_stage_begun_last_while_its_process_lives(run):
+    with run.locked():
+        assert live.at_work(run, STAGES) == "ppo"
+        os.utime(run.stage("sft") / "started.json", (time.time() + 9, time.time() + 9))  # it was begun after ppo, and is done
+        assert live.at_work(run, STAGES) is None
+    os.utime(run.stage("sft") / "started.json", (1, 1))
+    holder(run, GONE)
+    assert live.at_work(run, STAGES) is None
+
+
+def test_check_tells_a_stage_at_work_from_one_that_was_broken_off(tmp_path, capsys):
+    stages = {"problems": {"seeds": 10}, "sft": {"data": "seeds"}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"model": {"random": {}}, "stages": stages}))
+    begun = RunDir(tmp_path / "run")
+    begun.create({})
+    begun.start("sft", {})
+    for keeper, told in ((Holder.this(), "at work now"), (GONE, "interrupted, to go on")):
+        begun.lock_file.unlink(missing_ok=True)
+        holder(begun, keeper)
+        assert main(["check", str(tmp_path / "c.yaml"), f"run.dir={begun.root}"]) == 0
+        assert f"sft          {told}" in capsys.readouterr().out
 
 
 def test_a_dead_process_of_this_machine_is_noticed_and_one_elsewhere_by_its_silence(run):
@@ -171,17 +194,7 @@ def test_no_run_is_a_message(tmp_path, capsys):
 
 
 def test_on_a_terminal_it_goes_on_until_ctrl_c(run):
-    master, slave = pty.openpty()
-    words = [sys.executable, "-m", "rlef", "watch", str(run.root), "--every", "0.1"]
-    process = subprocess.Popen(
-        words,
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        env={**os.environ, "TERM": "xterm"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a test run in the background ignores it
-    )
-    os.close(slave)
+    process, master = on_terminal("watch", str(run.root), "--every", "0.1", kind="xterm")
     shown = b""
     while shown.count(b"2 of 4 stages done") < 2:
         shown += os.read(master, 4096)
