@@ -20,6 +20,7 @@ from reward_models.config import LoraSettings
 from reward_models.data import SortedSteps, blanks
 from reward_models.early_stopping import BestWeights
 from reward_models.model import Tokenizer, build
+from reward_models.operators import free_builds
 from reward_models.ranks import announce_one_rank
 
 CHECKPOINTS = "checkpoint"
@@ -82,6 +83,7 @@ def fit(
     """
     if options.deepspeed:
         announce_one_rank()
+        free_builds()
     world = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun says; the process group may begin with the Trainer's arguments
     micro = max(1, min(options.micro_batch_size, options.batch_size // world))
     weights = Path(out, adapters.FOLDER) if options.lora else Path(out)

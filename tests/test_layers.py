@@ -52,7 +52,7 @@ LAYERS = [
 SCHEMA = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection", "yaml"}
 HOMES = {
     "bokeh": {"rlef/report/page.py", "rlef/report/plots.py"},
-    "deepspeed": {"reward_models/zero.py", "rlef/engines/deepspeed_engine.py", "rlef/processes/ranks.py"},
+    "deepspeed": {"reward_models/operators.py", "reward_models/zero.py", "rlef/engines/deepspeed_engine.py", "rlef/processes/ranks.py"},
     "vllm": {"rlef/rollout/colocated.py"},
     "trl": {"rlef/stages/sft.py", "rlef/stages/dpo.py", "rlef/stages/grpo.py", "rlef/stages/rollouts.py"},
     "wandb": {"rlef/trackers/wandb.py", "rlef/trackers/wandb_records.py"},

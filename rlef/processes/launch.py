@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reward_models.operators import free_builds
 from reward_models.ranks import announce_one_rank, free_port
 from rlef.children import SAVE_S, Child, ChildFailed, result_of, write_job
 from rlef.config import Config, LaunchSection, addresses
@@ -100,6 +101,7 @@ def call(
         tracker.restore(None)  # a stage that goes on from a checkpoint puts its rows back
     if config.launch.deepspeed is not None:
         announce_one_rank()
+        free_builds()
     done = False
     try:
         context = StageContext(name, config, stage, {key: Path(value) for key, value in inputs.items()}, folder, tracker, run.journal_file)
