@@ -542,8 +542,8 @@ def _run_stages(
         folder = run_dir.start(name, print_)
         try:
             result = launch.run_stage(config, run_dir, name, folder, inputs[name], REGISTRY[config.stages[name].kind], lead)
-        except Exception:
-            run_dir.drop_if_empty(name)
+        except Exception as error:
+            run_dir.fail(name, error)
             raise
         seconds = time.monotonic() - began
         keep_rows(run_dir.metrics_file, name, folder)

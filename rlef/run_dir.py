@@ -29,7 +29,7 @@ from rlef.holder import Holder
 WHOLE_BYTES = 64 * 2**20  # a larger file outside the run is known by its size and both ends: `rlef check` answers in seconds
 END_BYTES = 2**20
 METRICS = "metrics.jsonl"
-# In a stage's folder: the user's mistake that a worker found; the traceback of the first rank to die.
+# In a stage's folder: why it failed, as the user is told it; the traceback of the first rank to die.
 ERROR, FAILURE = "error.txt", "failure.json"
 # Folders of a stage that are of no use once it is done: its finished pieces, and what it would go on from.
 SHARDS, CHECKPOINTS = "shards", "checkpoints"
@@ -157,6 +157,8 @@ class RunDir:
         if folder.exists() and self.interrupted(name) != fingerprint:
             self.supersede(name)
         folder.mkdir(parents=True, exist_ok=True)
+        for told in (ERROR, FAILURE):
+            (folder / told).unlink(missing_ok=True)
         write_json(folder / "started.json", fingerprint)
         return folder
 
@@ -190,9 +192,15 @@ class RunDir:
                 place.mkdir(parents=True, exist_ok=True)
                 shutil.move(self.stage(name), place / name)
 
-    def drop_if_empty(self, name: str) -> None:
-        """Remove the folder of a stage that wrote nothing before it failed; of a run that had no other, everything."""
+    def fail(self, name: str, error: Exception) -> None:
+        """Leave in a stage's folder why it failed, where its ranks have not. A folder without any work is removed, of a run that has no
+        other, everything."""
         folder = self.stage(name)
+        if not any((folder / told).exists() for told in (ERROR, FAILURE)):
+            with contextlib.suppress(OSError):  # a full disk has no room for it
+                (folder / ERROR).write_text(
+                    str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", encoding="utf-8"
+                )
         if {file.name for file in folder.iterdir()} <= {"started.json", "job.json", ERROR, FAILURE}:
             shutil.rmtree(folder)
             # journal.sqlite is not among them: what was paid for stays.

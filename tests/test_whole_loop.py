@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.printed import foreign, printed
 
 CONFIG = Path(__file__).parent / "configs" / "tiny.yaml"
 
@@ -20,10 +23,40 @@ def rlef(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def shown(tmp_path_factory) -> tuple[Path, str, str]:
+    """The run's folder, and what it printed."""
     folder = tmp_path_factory.mktemp("loop") / "run"
-    rlef("run", str(CONFIG), f"run.dir={folder}")
-    return folder
+    done = printed("-m", "rlef", "run", CONFIG, f"run.dir={folder}", "tracking.wandb=offline")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return folder, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(shown) -> Path:
+    return shown[0]
+
+
+@pytest.mark.slow
+def test_it_prints_lines_of_ours_alone(shown):
+    _, output, errors = shown
+    assert foreign(output) == [] and foreign(errors) == []
+
+
+@pytest.mark.slow
+def test_so_does_a_reward_models_own_command(finished, tmp_path):
+    words = [
+        "train",
+        "irm",
+        "--labels",
+        finished / "label" / "rankings.jsonl",
+        "--init",
+        finished / "sft" / "model",
+        "--out",
+        tmp_path / "irm",
+    ]
+    alone = printed("-m", "reward_models", *words, "--batch-size", "8")
+    assert alone.returncode == 0 and alone.stdout.count("\n") == 1 and alone.stdout.startswith("{")
+    assert [line for line in alone.stderr.splitlines() if not re.fullmatch(r"step \d+ of \d+, [\d.]+ minutes left", line)] == []
 
 
 @pytest.mark.slow

@@ -1,23 +1,32 @@
-"""A PRM on this rank's share, with early stopping; argv: label file, policy, folder, DeepSpeed JSON or -, further options as JSON."""
+"""PRMs on this rank's share, with early stopping, one after another; argv: label file, policy, folder, then cases as JSON, by their names:
+{"deepspeed": JSON, and further options}."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from reward_models.config import LoraSettings, ProcessModelConfig
+from reward_models.ranks import announce_one_rank
 from reward_models.train import TrainOptions, train_process
 from rlef.engines import dist
 
-labels, policy, out, json_path = sys.argv[1:5]
-further = json.loads(sys.argv[5])
-if "lora" in further:
-    further["lora"] = LoraSettings(**further["lora"])
+labels, policy, out, cases = sys.argv[1:5]
 torch.set_num_threads(1)
+announce_one_rank()
 dist.init("cpu")
-deepspeed = None if json_path == "-" else json_path
-options = TrainOptions(learning_rate=3e-3, batch_size=8, micro_batch_size=4, eval_every=2, patience=2, deepspeed=deepspeed, **further)
-train_process(labels, policy, out, ProcessModelConfig(epochs=3), options)
-dist.barrier()
+for name, further in json.loads(cases).items():
+    if "lora" in further:
+        further["lora"] = LoraSettings(**further["lora"])
+    options = TrainOptions(learning_rate=3e-3, batch_size=8, micro_batch_size=4, eval_every=2, patience=2, **further)
+    train_process(labels, policy, Path(out, name), ProcessModelConfig(epochs=3), options)
+    dist.barrier()
+    AcceleratorState._reset_state(reset_partial_state=True)  # the next has another DeepSpeed file, or none
+    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+    unset_hf_deepspeed_config()

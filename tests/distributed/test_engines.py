@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.distributed.comparing import start
 
 WORKER = Path(__file__).parent / "engine_worker.py"
 EXACT = ["torch", "0", "1", "2", "3", "zero2_offload", "zero3_offload"]
@@ -29,13 +28,9 @@ def reference():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("engines")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(WORKER.parents[2])}
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     alone, two = ["torch-alone", "1-alone"], [f"{name}:{OTHER[name]}" if name in OTHER else name for name in EXACT + HALF + SCALED]
-    for ranks, names in (([], alone), (torchrun, two), ([], [f"{name}:{OTHER[name]}" for name in AGAIN])):
-        command = [sys.executable, *ranks, str(WORKER), str(out), *names]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
-        assert done.returncode == 0, done.stderr[-4000:]
+    for ranks, names in ((1, alone), (2, two), (1, [f"{name}:{OTHER[name]}" for name in AGAIN])):
+        start("engine_worker.py", ranks, out, *names)
     return out
 
 

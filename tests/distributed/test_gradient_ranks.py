@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+from tests.distributed import comparing
 from tests.distributed.gradient_worker import KINDS, STEP_ROWS, gradients
 from tests.reward_models.conftest import byte_level, policy
-
-WORKER = Path(__file__).parent / "gradient_worker.py"
-ROOT = WORKER.parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +17,7 @@ def folders(tmp_path_factory):
     tokenizer = byte_level()
     policy(tokenizer).save_pretrained(start)
     tokenizer.save_pretrained(start)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER), str(start), str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
-    assert done.returncode == 0, done.stderr[-4000:]
+    comparing.start("gradient_worker.py", 2, start, out)
     return start, out
 
 

@@ -89,7 +89,7 @@ def practised(tiny_folder, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "zero3"])
-def test_fresh_rollouts_agree_on_one_process_and_two(practised, engine):
+def test_r14_fresh_rollouts_agree_on_one_process_and_two(practised, engine):
     """Each rank answers its share of the prompts, 3 and 2, whose rewards must come back to their own rows."""
     found, began = practised
     _, alone, one, answers = found[1, "torch"]

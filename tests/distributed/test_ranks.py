@@ -1,17 +1,16 @@
-"""The PPO stage does on two processes what it does on one; SFT, PRM and PPO run on two under ZeRO-2."""
+"""The PPO stage goes on with another number of processes and ZeRO stage; a whole run on two under ZeRO-2."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.distributed.comparing import ROOT, apart, ending, prompts, start
+from tests.printed import foreign, printed
 
 ZERO = {f"zero{stage}": str(ROOT / "configs" / "deepspeed" / f"zero{stage}.json") for stage in (1, 2)}
 
@@ -35,17 +34,6 @@ def stage_alone(policy_and_prompts, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_r14_ppo_on_two_ranks_samples_tells_and_learns_what_one_process_does(stage_alone, policy_and_prompts, tmp_path):
-    """The whole stage: each rank answers its share of the prompts, whose rewards must come back to their own rows."""
-    alone, one, _ = stage_alone
-    two, other = run("ppo_stage_worker.py", 2, tmp_path / "two.pt", tmp_path, *policy_and_prompts)
-    assert len(one) == 3 and one[2]["ppo/kl"] != 0 and one[0]["ppo/kl_coef"] != one[2]["ppo/kl_coef"]
-    for row, told in zip(one, other, strict=True):
-        assert told == pytest.approx(row, rel=1e-3, abs=1e-5)
-    assert apart(alone, two, load_file(policy_and_prompts[0] / "model.safetensors")) < 1e-3
-
-
-@pytest.mark.slow
 def test_another_number_of_ranks_and_another_zero_stage_go_on_from_a_checkpoint(stage_alone, policy_and_prompts, tmp_path):
     """One process's first iteration, the second on two ranks under ZeRO-1, the third under ZeRO-2, or on one process again."""
     alone, one, folder = stage_alone
@@ -66,17 +54,18 @@ def test_another_number_of_ranks_and_another_zero_stage_go_on_from_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_sft_prm_and_ppo_run_on_two_processes_with_zero_2(tmp_path):
-    """The command a user types; what it saves loads in plain transformers."""
+def test_a_run_on_two_processes_under_zero_2_prints_lines_of_ours_and_saves_what_transformers_load(tmp_path):
+    """The command a user types."""
     from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-    folder = tmp_path / "run"
-    command = [sys.executable, "-m", "rlef", "run", str(ROOT / "tests" / "configs" / "tiny.yaml"), f"run.dir={folder}"]
-    command += ["launch.processes=2", f"launch.deepspeed={ZERO['zero2']}", "sft.max_steps=10", "ppo.iterations=2", "launch.device=cpu"]
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    for stage in ("problems", "evolve", "respond", "sft", "label", "irm", "prm", "ppo"):
-        done = subprocess.run([*command, "--only", stage], capture_output=True, text=True, env=environment, timeout=400)
-        assert done.returncode == 0, stage + done.stdout[-2000:] + done.stderr[-4000:]
+    data = yaml.safe_load((ROOT / "tests" / "configs" / "tiny.yaml").read_text())
+    data["stages"] = {name: settings for name, settings in data["stages"].items() if name not in ("dpo", "grpo", "evaluate")}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+    run = tmp_path / "run"
+    changed = ["launch.processes=2", f"launch.deepspeed={ZERO['zero2']}", "launch.device=cpu", "sft.max_steps=10", "ppo.iterations=2"]
+    done = printed("-m", "rlef", "run", tmp_path / "run.yaml", f"run.dir={run}", "tracking.wandb=offline", *changed, DS_ACCELERATOR="cpu")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert foreign(done.stdout) == [] and foreign(done.stderr) == []
     for stage, kind in {"sft": AutoModelForCausalLM, "prm": AutoModelForTokenClassification, "ppo": AutoModelForCausalLM}.items():
-        _, info = kind.from_pretrained(folder / stage / "model", output_loading_info=True)
+        _, info = kind.from_pretrained(run / stage / "model", output_loading_info=True)
         assert not info["missing_keys"]

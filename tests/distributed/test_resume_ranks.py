@@ -14,7 +14,10 @@ from tests.distributed.comparing import apart, divided, start
 # Name, DeepSpeed file, the one from whose checkpoints it goes on, the step in which it is told to stop: in the second epoch or later.
 KINDS = {"sft": 9, "prm": 7, "dpo": 7}
 ON_TWO_RANKS = ("whole:zero2::", "cut:zero2::{stop}", "same:zero2:cut:", "three:zero3:cut:")
+ON_ONE_FIRST = ("sft/cut_alone:::9",)
 FURTHER = (
+    "sft/grown::cut_alone:",
+    "sft/grown_zero:zero2:cut_alone:",
     "sft/cut_one:zero1::8",
     "sft/cut_two:zero2:cut_one:10",
     "sft/plain::cut_two:",
@@ -43,6 +46,7 @@ def trained(tiny_folder, tmp_path_factory):
     (root / "steps.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in rows))
     for zero in ("zero1", "zero2", "zero3"):
         divided(zero, root)
+    start("resume_worker.py", 1, root, *ON_ONE_FIRST)
     cases = [f"{kind}/{case.format(stop=stop)}" for kind, stop in KINDS.items() for case in ON_TWO_RANKS]
     start("resume_worker.py", 2, root, *cases, *FURTHER)
     shutil.copytree(root / "sft" / "cut", root / "sft" / "damaged")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from rlef.load_config import load_config, parse_config
 from rlef.processes import launch
 from rlef.run_dir import RunDir
 from rlef.tracking import Tracker
+from rlef.views.live import look
 
 DATA = {
     "model": {"random": {}},
@@ -28,13 +30,13 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(DATA, sort_keys=False))
     ran: list[str] = []
-    broken: set[str] = set()
+    broken: dict[str, BaseException] = {}
 
     def fake(config, run_dir, name, folder, inputs, kind, lead):
         ran.append(name)
         if name in broken:
             (folder / "half.txt").write_text("half")
-            raise KeyboardInterrupt
+            raise broken[name]
         (folder / "out.txt").write_text(config.stages[name].model_dump_json())
         return {"ran": name}
 
@@ -74,7 +76,7 @@ def test_a_changed_seed_redoes_all(run):
 
 
 def test_an_interrupted_stage_is_handed_its_own_folder_again(run):
-    run.broken.add("sft")
+    run.broken["sft"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         run()
     run.broken.clear()
@@ -83,12 +85,24 @@ def test_an_interrupted_stage_is_handed_its_own_folder_again(run):
 
 
 def test_a_half_written_folder_of_other_settings_is_moved_away(run):
-    run.broken.add("sft")
+    run.broken["sft"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         run()
     run.broken.clear()
     _, done = run("sft.max_steps=5")
     assert not (done.stage("sft") / "half.txt").exists() and list((done.root / "superseded").glob("*/sft/half.txt"))
+
+
+@pytest.mark.parametrize("error, said", [(UserError("no such data"), "no such data"), (ValueError("odd\nlines"), "ValueError: odd")])
+def test_why_a_stage_failed_is_shown_until_it_goes_on(run, error, said):
+    run.broken["sft"] = error
+    with pytest.raises(type(error)):
+        run()
+    seen = look(Path("runs/c"), time.time()).stages[1]
+    assert (seen.name, seen.state, seen.said) == ("sft", "failed", said)
+    run.broken.clear()
+    _, done = run()
+    assert look(done.root, time.time()).stages[1].state == "done" and not (done.stage("sft") / "error.txt").exists()
 
 
 def test_paid_work_is_redone_only_with_yes(run):

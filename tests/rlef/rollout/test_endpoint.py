@@ -207,7 +207,7 @@ def test_a_run_whose_only_trace_is_what_it_paid_for_stays(tmp_path):
     run.create({})
     run.start("evolve", {})
     Journal(run.journal_file).close()
-    run.drop_if_empty("evolve")
+    run.fail("evolve", UserError("the teacher is gone"))
     assert run.journal_file.is_file() and not run.stage("evolve").exists()
 
 
