@@ -115,12 +115,14 @@ class RunDir:
         return self.root / "run.json"
 
     def info(self) -> dict[str, Any]:
-        """What run.json holds; `wandb`: the W&B run of each stage. Raises UserError where it is damaged."""
-        if not self.info_file.is_file():
-            return {"wandb": {}}
-        found = read_json(self.info_file)
-        if not isinstance(found.setdefault("wandb", {}), dict):
-            raise damaged(self.info_file, "wandb is no object")
+        """What run.json holds; `wandb`: the W&B run of each stage; `wandb_superseded`: those of work that was redone since.
+
+        Raises UserError where it is damaged.
+        """
+        found = read_json(self.info_file) if self.info_file.is_file() else {}
+        for key, kind in (("wandb", dict), ("wandb_superseded", list)):
+            if not isinstance(found.setdefault(key, kind()), kind):
+                raise damaged(self.info_file, f"{key} is no {'object' if kind is dict else 'list'}")
         return found
 
     @property
@@ -184,8 +186,8 @@ class RunDir:
         """Move these stages' folders away, together under one stamp; nothing is overwritten."""
         if self.info_file.is_file():
             info = self.info()
-            ids = {stage: run_id for stage, run_id in info["wandb"].items() if stage not in names}
-            write_json(self.info_file, info | {"wandb": ids})  # other work is another W&B run
+            old = [info["wandb"].pop(name) for name in names if name in info["wandb"]]  # other work is another W&B run
+            write_json(self.info_file, info | {"wandb_superseded": [*info["wandb_superseded"], *old]})
         place = self.root / "superseded" / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
         for name in names:
             if self.stage(name).exists():

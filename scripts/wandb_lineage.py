@@ -1,10 +1,10 @@
-"""After `wandb sync`: what W&B cannot record offline, the edge from each artifact to the stage that read it.
+"""After `wandb sync`: what W&B cannot record offline, the edge from each artifact to the stage that read it, and which runs are out of date.
 
     wandb sync RUN/wandb/offline-run-*
     python scripts/wandb_lineage.py RUN --entity ENTITY [--dry-run]
 
 RUN is a run directory. The edges come from its manifests: an input whose digest is that of a finished stage is that stage's artifact,
-under the alias of its fingerprint. Edges that are there are left; what is missing at the server is told, and the exit code is 1. With
+under the alias of its fingerprint. Runs of stages that were redone since get the tag "superseded". What is there is left; what is missing at the server is told, and the exit code is 1. With
 --dry-run the edges are printed, and neither key nor network is needed. `--project`: the one of RUN/config.yaml by default.
 """
 
@@ -23,6 +23,8 @@ from rlef.errors import UserError
 from rlef.lineage import Edge, edges
 from rlef.run_dir import RunDir
 
+SUPERSEDED = "superseded"
+
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -32,7 +34,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args(words)
     try:
-        found = edges(RunDir(options.run))
+        found, old = edges(RunDir(options.run)), RunDir(options.run).info()["wandb_superseded"]
         if not found:
             raise UserError(f"{options.run}: no finished stage with a W&B run reads another", fix="name a run directory that W&B tracked")
         tracking = yaml.safe_load((options.run / "config.yaml").read_text(encoding="utf-8"))["tracking"]
@@ -44,13 +46,17 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     if options.dry_run:
         print("\n".join(f"{edge.artifact} -> {edge.stage} ({edge.run_id}) as {edge.key}" for edge in found))
+        print("".join(f"{run_id}: {SUPERSEDED}\n" for run_id in old), end="")
         return 0
     import wandb
 
-    missing = add(wandb.Api(), f"{entity}/{project}", found)
-    print(f"{len(found) - len(missing)} of {len(found)} edges are at W&B")
-    print("".join(f"  not found: {one}\n" for one in missing), file=sys.stderr, end="")
-    return 1 if missing else 0
+    api, place = wandb.Api(), f"{entity}/{project}"
+    missing, unknown = add(api, place, found), tag(api, place, old)
+    print(
+        f"{len(found) - len(missing)} of {len(found)} edges are at W&B, {len(old) - len(unknown)} of {len(old)} superseded runs are tagged"
+    )
+    print("".join(f"  not found: {one}\n" for one in missing + unknown), file=sys.stderr, end="")
+    return 1 if missing else 0  # what was redone need not have been synced
 
 
 def add(api: Any, project: str, found: Sequence[Edge]) -> list[str]:
@@ -76,6 +82,23 @@ def add(api: Any, project: str, found: Sequence[Edge]) -> list[str]:
                 run.use_artifact(artifact)
                 there.add(artifact.id)
     return missing
+
+
+def tag(api: Any, project: str, old: Sequence[str]) -> list[str]:
+    """Tag runs whose work was redone. Returns those that the server does not know."""
+    from wandb.errors import CommError
+
+    unknown = []
+    for run_id in old:
+        try:
+            run = api.run(f"{project}/{run_id}")
+        except (CommError, ValueError) as error:
+            unknown.append(f"{run_id}: {error}")
+            continue
+        if SUPERSEDED not in run.tags:
+            run.tags = [*run.tags, SUPERSEDED]
+            run.update()
+    return unknown
 
 
 if __name__ == "__main__":

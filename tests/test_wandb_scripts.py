@@ -29,12 +29,22 @@ def finished(tmp_path):
     return run
 
 
+@pytest.fixture
+def redone(finished):
+    """SFT twice, PPO once, under settings that were changed since."""
+    finished.supersede("sft", "ppo")
+    write_json(finished.info_file, finished.info() | {"wandb": {"problems": "id1", "sft": "id5"}})
+    finished.supersede("sft")
+    return finished
+
+
 class Api:
     """A server that knows some runs and artifacts."""
 
     def __init__(self, runs, artifacts):
-        self.runs = {name: SimpleNamespace(used=[]) for name in runs}
+        self.runs = {name: SimpleNamespace(used=[], tags=["mine"], updates=[]) for name in runs}
         for run in self.runs.values():
+            run.update = lambda run=run: run.updates.append(run.tags)
             run.used_artifacts, run.use_artifact = (lambda run=run: run.used), run.used.append
         self.artifacts = {name: SimpleNamespace(id=name) for name in artifacts}
 
@@ -72,6 +82,17 @@ def test_edges_are_added_once_and_what_is_missing_is_told(finished):
     assert {path: [one.id for one in run.used] for path, run in api.runs.items()} == {"e/ours/id2": names[:1], "e/ours/id3": names[1:]}
     told = lineage.add(Api(["e/ours/id3"], []), "e/ours", edges)
     assert told[0].startswith("sft (id2): ") and [aliased(finished, "sft") in one for one in told] == [False, True, True]
+
+
+def test_runs_of_redone_work_are_tagged_once(redone):
+    lineage = script("wandb_lineage")
+    old = redone.info()["wandb_superseded"]
+    assert old == ["id2", "id3", "id5"] and redone.info()["wandb"] == {"problems": "id1"}
+    api = Api(["e/ours/id1", "e/ours/id2", "e/ours/id5"], [])
+    for _ in range(2):
+        assert [one.partition(":")[0] for one in lineage.tag(api, "e/ours", old)] == ["id3"]
+    updates = {path: run.updates for path, run in api.runs.items()}
+    assert updates == {"e/ours/id1": [], "e/ours/id2": [["mine", "superseded"]], "e/ours/id5": [["mine", "superseded"]]}
 
 
 def test_mistakes_are_told(finished, tmp_path, capsys):

@@ -99,6 +99,8 @@ class Link:
 class Lost(stopping.Stopped):
     """Another node is gone: ranks wait for it in vain, and nothing of theirs can be saved."""
 
+    signum = signal.SIGUSR1
+
 
 class _Node:
     """What both sides have: this node's ranks of a stage, which a thread that hears of another may end."""

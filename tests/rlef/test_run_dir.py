@@ -49,9 +49,9 @@ def test_a_damaged_manifest_is_told_with_its_place(run, damage):
         run.manifest("sft")
 
 
-@pytest.mark.parametrize("text", ["{", "3", '{"wandb": 3}', "\0"])
+@pytest.mark.parametrize("text", ["{", "3", '{"wandb": 3}', '{"wandb_superseded": "x"}', "\0"])
 def test_a_damaged_run_json_too(run, text):
-    assert run.info() == {"wandb": {}}
+    assert run.info() == {"wandb": {}, "wandb_superseded": []}
     run.info_file.write_text(text)
     with pytest.raises(UserError, match=r"run\.json: not as it was written"):
         run.info()
