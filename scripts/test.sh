@@ -7,4 +7,4 @@ ruff format --check .
 pyright
 # By file: the tests of one often share a run that takes a while to make.
 pytest -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile
-pytest -m "slow and not gpu" -n auto --maxprocesses 4 --dist loadfile
+pytest -m "slow and not gpu" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
