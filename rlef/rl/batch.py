@@ -93,18 +93,40 @@ def joined(batches: Sequence[RolloutBatch]) -> RolloutBatch:
     return RolloutBatch(**whole)
 
 
-def dealt(batch: RolloutBatch, index: Sequence[int], ranks: int, *, shared: bool = False) -> list[list[int]]:
-    """The rows at `index`, dealt to ranks so that each gets about as many tokens: the longest first, each to the rank that has least.
+def dealt(batch: RolloutBatch, index: Sequence[int], size: int, ranks: int, *, shared: bool = False) -> list[list[list[int]]]:
+    """The micro-batches of each rank, of the rows at `index`: equally many, for collectives inside forward and backward need that; the last
+    ones may be empty. `size` and `shared` as in `by_length`.
 
-    `shared`: rows of one prompt stay together, as in `by_length`.
+    Of two ways the one whose fullest rank has less to read, padding included. Sequences dealt by their tokens give equal shares of rows
+    that are less alike in length; micro-batches dealt whole are as alike as one rank's, but may be too few to share evenly.
     """
-    hands: list[list[int]] = [[] for _ in range(ranks)]
+    whole = list(by_length(batch, index, size, shared=shared))
+    ways = [_shared_out([(_slots(batch, part, shared), part) for part in whole], ranks)]
+    if ranks > 1:
+        rows = [[row for part in hand for row in part] for hand in _shared_out(_sequences(batch, index, shared), ranks)]
+        ways.append([list(by_length(batch, hand, size, shared=shared)) for hand in rows])
+    hands = min(ways, key=lambda way: max(sum(_slots(batch, part, shared) for part in hand) for hand in way))
+    most = max(map(len, hands))
+    return [hand + [[] for _ in range(most - len(hand))] for hand in hands]
+
+
+def _shared_out(weighed: Sequence[tuple[int, list[int]]], ranks: int) -> list[list[list[int]]]:
+    """The heaviest first, each to the rank that has least."""
+    if ranks == 1:
+        return [[rows for _, rows in weighed]]
+    hands: list[list[list[int]]] = [[] for _ in range(ranks)]
     held = [0] * ranks
-    for length, rows in sorted(_sequences(batch, index, shared), reverse=True):
+    for weight, rows in sorted(weighed, reverse=True):
         least = held.index(min(held))
-        hands[least] += rows
-        held[least] += length
+        hands[least].append(rows)
+        held[least] += weight
     return hands
+
+
+def _slots(batch: RolloutBatch, rows: Sequence[int], shared: bool) -> int:
+    """Tokens that a forward of these rows reads, padding included."""
+    lengths = [length for length, _ in _sequences(batch, rows, shared)]
+    return len(lengths) * max(lengths, default=0)
 
 
 def _sequences(batch: RolloutBatch, index: Sequence[int], shared: bool) -> list[tuple[int, list[int]]]:

@@ -29,7 +29,7 @@ def fill(batch: RolloutBatch, actors: Actors, settings: PpoStage, pad: int, devi
         batch.old_logprobs, entropy = batch.rollout_logprobs.clone(), -batch.rollout_logprobs
         nets = tuple(net for net in nets if net.parts != ("policy",))
     with torch.no_grad():
-        for index in _micro_batches(batch, range(len(batch)), settings):
+        for index in _micro_batches(batch, settings):
             part = batch.select(index or [0])
             layout, width = columns(part, pad, device, shared=settings.share_prompts), part.mask.shape[1]
             batch.ref_logprobs[index, :width] = actors.reference(layout, width, settings.temperature).to(batch.mask).cpu()
@@ -78,7 +78,7 @@ def update(
             if tokens == 0:
                 continue  # none of its answers could be judged
             divisor = token_shares(batch.mask[rows], settings.loss_mean, settings.max_tokens)[1].double().item()
-            micro = _micro_batches(batch, dealt(batch, rows, dist.world(), shared=settings.share_prompts)[dist.rank()], settings)
+            micro = dealt(batch, rows, settings.micro_batch_size, dist.world(), shared=settings.share_prompts)[dist.rank()]
             step = Sums()
             for number, index in enumerate(micro):
                 part = batch.select(index or [0])
@@ -159,10 +159,10 @@ def update(
     return metrics
 
 
-def _micro_batches(batch: RolloutBatch, rows: Sequence[int], settings: PpoStage) -> list[list[int]]:
-    """Rows of each forward. Collectives inside forward and backward need equal counts on all ranks: the short ones add empty
+def _micro_batches(batch: RolloutBatch, settings: PpoStage) -> list[list[int]]:
+    """Rows of each forward over what this rank sampled. Collectives inside it need equal counts on all ranks: the short ones add empty
     micro-batches."""
-    micro = list(by_length(batch, rows, settings.micro_batch_size, shared=settings.share_prompts))
+    micro = list(by_length(batch, range(len(batch)), settings.micro_batch_size, shared=settings.share_prompts))
     pieces = int(dist.all_reduce_max(torch.tensor(len(micro))))
     return micro + [[] for _ in range(pieces - len(micro))]
 

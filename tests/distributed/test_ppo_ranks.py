@@ -45,9 +45,12 @@ def learned(tiny_folder, tmp_path_factory):
 @pytest.mark.parametrize("layout, engine", EQUAL)
 def test_8_ten_updates_on_two_ranks_equal_those_on_one_process(learned, layout, engine):
     alone, two = learned[1][f"{layout}-torch"], learned[2][f"{layout}-{engine}"]
-    dealt = [[2, 2], [2, 2], [2, 0], [2, 0]] if layout == "whole" else [[3, 3], [3, 3]]  # rows of each rank, by mini-batch
-    assert [list(rows) for rows in zip(*two["rows"], strict=True)] == dealt * 6
-    assert sum(told["optim/steps"] for told in two["metrics"]) == 6 * len(dealt)
+    rows = [list(ranks) for ranks in zip(*two["rows"], strict=True)]  # of each rank, by mini-batch
+    if layout == "whole":
+        assert rows == [[2, 2], [2, 2], [2, 0], [2, 0]] * 6
+    else:
+        assert all(sum(ranks) == 6 and min(ranks) >= 2 for ranks in rows) and len(rows) == 2 * 6
+    assert sum(told["optim/steps"] for told in two["metrics"]) == len(rows)
     for one, other in zip(alone["metrics"], two["metrics"], strict=True):
         assert other == pytest.approx(one, rel=1e-5, abs=1e-6)  # the policy's loss is what is left of terms of about 1
     assert apart(alone["state"], two["state"], alone["start"]) < 1e-4

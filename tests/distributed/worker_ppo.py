@@ -66,14 +66,20 @@ def learn(folder, *, deepspeed=None, double=False, **layout):
 
     start, metrics, rows = weights(), [], []  # rows: of each mini-batch on this rank
     gradients = {} if deepspeed else {name: watch(engine) for name, engine in actors.engines.items()}
-    by_length = updates.by_length
+    real = updates.dealt
+
+    def dealt(*arguments, **options):
+        hands = real(*arguments, **options)
+        rows.append(sum(map(len, hands[dist.rank()])))
+        return hands
+
     for iteration in range(settings.iterations):
         updates.fill(batch, actors, settings, pad, CPU)
         batch.advantages, batch.returns = gae(batch.rewards, batch.values, batch.mask)
         batch.advantages = whiten(batch.advantages, batch.mask, dist.all_reduce_sum)
-        updates.by_length = lambda batch, index, size, **options: rows.append(len(index)) or by_length(batch, index, size, **options)
+        updates.dealt = dealt
         told = updates.update(actors, batch, settings, iteration, 0, pad, CPU)
-        updates.by_length = by_length
+        updates.dealt = real
         metrics.append({name: value for name, value in told.items() if name.startswith(("ppo", "value", "optim"))})
     return {"start": start, "state": weights(), "metrics": metrics, "gradients": gradients, "rows": dist.all_gather_object(rows)}
 

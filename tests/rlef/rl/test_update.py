@@ -507,14 +507,30 @@ def test_a_large_micro_batch_is_cut_where_much_of_it_would_be_padding():
     assert list(by_length(batch, [*range(6), 13], 16)) == [list(range(6)), [13]]
 
 
-def test_rows_are_dealt_to_ranks_by_their_tokens():
+def test_rows_are_dealt_to_ranks_by_their_tokens_or_in_whole_micro_batches():
     lengths = [9, 3, 5, 1, 1, 1]
     prompts = [(5,), (5,), (6,), (6,), (7,), (7,)]
     batch = RolloutBatch.of(prompts, [(8,) * length for length in lengths], [[0.0] * length for length in lengths], range(6))
-    assert dealt(batch, range(6), 2) == [[0, 5, 3], [2, 1, 4]]  # 10 + 2 + 2 and 6 + 4 + 2 tokens with their prompts
-    assert dealt(batch, range(6), 2, shared=True) == [[0, 1], [2, 3, 4, 5]]
-    assert dealt(batch, [4], 3) == [[4], [], []]
-    assert sorted(dealt(batch, range(6), 1)[0]) == list(range(6))
+    # With their prompts 10 + 2 + 2 and 6 + 4 + 2 tokens: 4 + 10 and 8 + 6 slots. Whole micro-batches would be 2 x 10 and 2 x 2 + 2 x 4.
+    assert dealt(batch, range(6), 2, 2) == [[[3, 5], [0]], [[4, 1], [2]]]
+    # The same rows would be 3 x 10 and 3 x 6 slots; whole micro-batches are 2 x 10 and 4 x 4.
+    assert dealt(batch, range(6), 4, 2) == [[[2, 0]], [[3, 4, 5, 1]]]
+    assert dealt(batch, range(6), 6, 2) == [[[3, 5, 0]], [[4, 1, 2]]]  # a single one would leave a rank without
+    assert dealt(batch, range(6), 6, 2, shared=True) == [[[0, 1]], [[4, 5, 2, 3]]]
+    assert dealt(batch, [4], 2, 3) == [[[4]], [[]], [[]]] and dealt(batch, [], 2, 2) == [[], []]
+    assert dealt(batch, range(6), 2, 1) == [list(by_length(batch, range(6), 2))]
+
+
+def test_all_rows_are_dealt_in_equally_many_micro_batches():
+    generator = torch.Generator().manual_seed(0)
+    for case in range(200):
+        count, size, ranks = (int(torch.randint(1, most, (), generator=generator)) for most in (30, 9, 5))
+        lengths = torch.randint(1, 40, (count,), generator=generator).tolist()
+        prompts = [(5,) * (1 + row // 3) for row in range(count)]
+        batch = RolloutBatch.of(prompts, [(8,) * length for length in lengths], [[0.0] * length for length in lengths], range(count))
+        hands = dealt(batch, range(count), size, ranks, shared=bool(case % 2))
+        assert sorted(row for hand in hands for part in hand for row in part) == list(range(count))
+        assert len({len(hand) for hand in hands}) == 1 and any(hand[-1] for hand in hands)
 
 
 def test_batches_of_ranks_are_joined_with_all_that_they_hold():
