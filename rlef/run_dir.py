@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from reward_models.errors import UserError as RewardModelsError
 from reward_models.records import file_digest
 from reward_models.values import finite
 from rlef.errors import UserError
@@ -200,9 +201,8 @@ class RunDir:
         folder = self.stage(name)
         if not any((folder / told).exists() for told in (ERROR, FAILURE)):
             with contextlib.suppress(OSError):  # a full disk has no room for it
-                (folder / ERROR).write_text(
-                    str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", encoding="utf-8"
-                )
+                mistake = isinstance(error, (UserError, RewardModelsError))
+                (folder / ERROR).write_text(str(error) if mistake else f"{type(error).__name__}: {error}", encoding="utf-8")
         if {file.name for file in folder.iterdir()} <= {"started.json", "job.json", ERROR, FAILURE}:
             shutil.rmtree(folder)
             # journal.sqlite is not among them: what was paid for stays.

@@ -4,8 +4,9 @@
     python scripts/wandb_lineage.py RUN --entity ENTITY [--dry-run]
 
 RUN is a run directory. The edges come from its manifests: an input whose digest is that of a finished stage is that stage's artifact,
-under the alias of its fingerprint. Runs of stages that were redone since get the tag "superseded". What is there is left; what is missing at the server is told, and the exit code is 1. With
---dry-run the edges are printed, and neither key nor network is needed. `--project`: the one of RUN/config.yaml by default.
+under the alias of its fingerprint. Runs of stages that were redone since get the tag "superseded". What is there is left; what is missing
+at the server is told, and for an edge the exit code is 1. With --dry-run all is printed, and neither key nor network is needed. `--project`:
+the one of RUN/config.yaml by default.
 """
 
 from __future__ import annotations

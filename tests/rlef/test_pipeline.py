@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from reward_models.errors import UserError as LabelError
 from rlef import pipeline
 from rlef.config import Config
 from rlef.errors import UserError
@@ -93,7 +94,10 @@ def test_a_half_written_folder_of_other_settings_is_moved_away(run):
     assert not (done.stage("sft") / "half.txt").exists() and list((done.root / "superseded").glob("*/sft/half.txt"))
 
 
-@pytest.mark.parametrize("error, said", [(UserError("no such data"), "no such data"), (ValueError("odd\nlines"), "ValueError: odd")])
+@pytest.mark.parametrize(
+    "error, said",
+    [(UserError("no such data"), "no such data"), (LabelError("no labels"), "no labels"), (ValueError("odd\nlines"), "ValueError: odd")],
+)
 def test_why_a_stage_failed_is_shown_until_it_goes_on(run, error, said):
     run.broken["sft"] = error
     with pytest.raises(type(error)):
