@@ -643,7 +643,7 @@ def _write_info(run_dir: RunDir, config: Config) -> None:
 
 
 def _outcomes(result: dict[str, Any]) -> list[str]:
-    """Of an evaluation: a line a policy. Of an evolution that left nothing: why."""
+    """Of an evaluation: a line a policy. Of an evolution that left nothing: why. Of a stage that answers: whether all were taken."""
     from reward_models.statistics import in_points  # numpy, which `rlef check` does without
 
     lines = []
@@ -651,6 +651,10 @@ def _outcomes(result: dict[str, Any]) -> list[str]:
         rule = max(rules, key=lambda one: rules[one])
         fix = "; raise teacher.max_tokens" if rule == "cut_off" else ""
         lines.append(f"nothing was kept: {rules[rule]} of {result['made']} fell by {rule}{fix}")
+    if result.get("asked") and result.get("prompts") == 0:
+        lines.append(
+            f"all {result['asked']} problems were asked, none is left to practise on; for PPO or DPO lower its count or evolve more"
+        )
     for policy, row in result.items():
         if isinstance(row, dict) and "pass@1" in row:
             gain = row.get("gain")

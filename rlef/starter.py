@@ -148,7 +148,8 @@ def _stages(wishes: Wishes) -> Draft:
         "cpu": {"rounds": 1, "per_round": 64},
         "gpu": {"rounds": 4, "per_round": 8000},
     }[size]
-    respond: Draft = {"tiny": {"count": 3200}, "cpu": {"count": 24}, "gpu": {"count": 15000}}[size] | {"samples": 4}
+    practised = wishes.domain not in ("code", "general")  # a small teacher keeps a dozen of its rewrites, and most are to be left
+    respond: Draft = {"tiny": {"count": 3200}, "cpu": {"count": 4 if practised else 24}, "gpu": {"count": 15000}}[size] | {"samples": 4}
     sft: Draft = {
         "tiny": {"max_steps": 1050, "batch_size": 16, "micro_batch_size": 8, "learning_rate": 0.001, "eval_every": 150, "patience": 2},
         "cpu": {"max_steps": 24, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 0.00003, "eval_every": 12, "patience": None},
@@ -158,7 +159,7 @@ def _stages(wishes: Wishes) -> Draft:
         respond |= {"use_answers": False, "min_agreement": 0.75}
     elif wishes.domain == "math":
         evolve["require_question"] = True
-    if wishes.domain in ("code", "general"):
+    if not practised:
         return {"evolve": evolve, "respond": respond, "sft": {"data": "both"} | sft, "report": {}}
     tokens = {"tiny": 64, "cpu": 128, "gpu": 512}[size]
     label: Draft = {
@@ -230,7 +231,7 @@ COMMENTS = {
     "launch": "Processes that train together, one a GPU. `rlef plan` shows what each holds under each ZeRO stage.",
     "problems": "Seeds with solutions, and held-out problems that nothing trains on.",
     "evolve": "Harder, easier and other problems; elimination keeps the sound ones.",
-    "respond": "The teacher answers so many of them.",
+    "respond": "The teacher answers so many of them, for SFT; the others are left to practise on.",
     "sft": "Imitation of these answers and of the seeds.",
     "label": "Ranked versions of instructions for the IRM, judged steps of the policy's own solutions for the PRM.",
     "irm": "r_I: how good is the instruction?",

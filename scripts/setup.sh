@@ -13,5 +13,6 @@ if [ ! -x .venv/bin/python ] || [ "$(cat .venv/.rlef-stamp 2>/dev/null || true)"
   .venv/bin/python -m pip install -q ${RLEF_TORCH:-torch==2.13.0}
   .venv/bin/python -m pip install -q -c constraints.txt -e ".[dev]"
   echo "$stamp" > .venv/.rlef-stamp
+  echo "installed; in a shell of your own: source .venv/bin/activate"
 fi
 export PATH="$PWD/.venv/bin:$PATH"

@@ -49,7 +49,13 @@ def read_prompts(folder: Path, tokenizer: Tokenizer, model: ModelSection, *, use
 def read_practice(folder: Path) -> list[Problem]:
     """The math problems of a respond, evolve or problems stage, or of a JSONL file. What has no final answer gets r_A = 0 however well it
     is answered, and would teach to write one."""
-    problems = [problem for problem in read_jsonl(prompt_file(folder), Problem) if problem.domain == "math"]
+    rows = read_jsonl(file := prompt_file(folder), Problem, may_be_empty=True)
+    problems = [problem for problem in rows if problem.domain == "math"]
+    if not rows:
+        raise UserError(
+            f"{file}: no problem is left to practise on",
+            fix="respond's `count` took all that were kept: lower it, evolve more, or name another stage as `prompts`",
+        )
     if not problems:
         raise UserError(f"{folder}: no problem of domain math, and r_A is 0 without a final answer", fix="name math problems as `prompts`")
     return problems

@@ -16,7 +16,7 @@ def run(ctx: StageContext) -> dict:
     """Writes rankings.jsonl and steps.jsonl, each row with its split."""
     seeds = list(read_jsonl(ctx.inputs["problems"] / "seeds.jsonl", Problem))
     evolved = list(read_jsonl(ctx.inputs["evolved"] / "evolved.jsonl", Problem)) if "evolved" in ctx.inputs else []
-    unsolved = list(read_jsonl(ctx.inputs["prompts"] / "prompts.jsonl", Problem)) if "prompts" in ctx.inputs else evolved
+    unsolved = list(read_jsonl(ctx.inputs["prompts"] / "prompts.jsonl", Problem, may_be_empty=True)) if "prompts" in ctx.inputs else evolved
     shards = Shards(ctx, ctx.settings.batch_size, ctx.config.teacher.batch_size)
     with teaching(ctx.config, ctx.journal if shards.main else None, ctx.operations_file) as teacher:
         lists, ranking = rank(ctx, teacher, seeds + evolved) if shards.main else ([], {})

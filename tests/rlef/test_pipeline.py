@@ -155,6 +155,8 @@ def test_an_evolution_that_kept_nothing_says_by_which_rule_and_what_to_raise():
     cut, same = ({"made": 4, "kept": 0, "eliminated": {"refusal": 1, rule: 3}} for rule in ("cut_off", "exact_duplicate"))
     assert pipeline._outcomes(cut) == ["nothing was kept: 3 of 4 fell by cut_off; raise teacher.max_tokens"]
     assert pipeline._outcomes(same) == ["nothing was kept: 3 of 4 fell by exact_duplicate"]
+    (line,) = pipeline._outcomes({"asked": 12, "solved": 0, "prompts": 0})
+    assert line.startswith("all 12 problems were asked, none is left") and pipeline._outcomes({"asked": 12, "prompts": 1}) == []
 
 
 def test_a_stage_alone_reads_its_problems_first_and_any_other_unfinished_input_is_named(run):

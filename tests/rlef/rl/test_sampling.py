@@ -32,3 +32,6 @@ def test_what_has_no_final_answer_is_not_practised(tiny, tmp_path):
     write_jsonl(tmp_path / "general" / "prompts.jsonl", rows[:1])
     with pytest.raises(UserError, match="no problem of domain math"):
         read_prompts(tmp_path / "general", tokenizer, ModelSection(), use_answers=False)
+    (tmp_path / "general" / "prompts.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"prompts\.jsonl: no problem is left to practise on"):
+        read_prompts(tmp_path / "general", tokenizer, ModelSection(), use_answers=False)
