@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -62,24 +62,19 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def add(api: Any, project: str, found: Sequence[Edge]) -> list[str]:
     """Add what is not there yet. Returns what the server does not know."""
-    from wandb.errors import CommError
-
     missing = []
     for run_id, group in groupby(found, key=lambda edge: edge.run_id):
         wanted = list(group)
-        try:
-            run = api.run(f"{project}/{run_id}")
-        except (CommError, ValueError) as error:
-            missing += [f"{edge.stage} ({run_id}): {error}" for edge in wanted]
+        run = _asked(api.run, f"{project}/{run_id}")
+        if isinstance(run, Exception):
+            missing += [f"{edge.stage} ({run_id}): {run}" for edge in wanted]
             continue
         there = {artifact.id for artifact in run.used_artifacts()}
         for edge in wanted:
-            try:
-                artifact = api.artifact(f"{project}/{edge.artifact}")
-            except (CommError, ValueError) as error:
-                missing.append(f"{edge.artifact}, which {edge.stage} reads: {error}")
-                continue
-            if artifact.id not in there:
+            artifact = _asked(api.artifact, f"{project}/{edge.artifact}")
+            if isinstance(artifact, Exception):
+                missing.append(f"{edge.artifact}, which {edge.stage} reads: {artifact}")
+            elif artifact.id not in there:
                 run.use_artifact(artifact)
                 there.add(artifact.id)
     return missing
@@ -87,19 +82,25 @@ def add(api: Any, project: str, found: Sequence[Edge]) -> list[str]:
 
 def tag(api: Any, project: str, old: Sequence[str]) -> list[str]:
     """Tag runs whose work was redone. Returns those that the server does not know."""
-    from wandb.errors import CommError
-
     unknown = []
     for run_id in old:
-        try:
-            run = api.run(f"{project}/{run_id}")
-        except (CommError, ValueError) as error:
-            unknown.append(f"{run_id}: {error}")
-            continue
-        if SUPERSEDED not in run.tags:
+        run = _asked(api.run, f"{project}/{run_id}")
+        if isinstance(run, Exception):
+            unknown.append(f"{run_id}: {run}")
+        elif SUPERSEDED not in run.tags:
             run.tags = [*run.tags, SUPERSEDED]
             run.update()
     return unknown
+
+
+def _asked(get: Callable[[str], Any], path: str) -> Any:
+    """What the server has at `path`, or the error by which it says that it has nothing."""
+    from wandb.errors import CommError
+
+    try:
+        return get(path)
+    except (CommError, ValueError) as error:
+        return error
 
 
 if __name__ == "__main__":

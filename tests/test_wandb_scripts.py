@@ -84,6 +84,12 @@ def test_edges_are_added_once_and_what_is_missing_is_told(finished):
     assert told[0].startswith("sft (id2): ") and [aliased(finished, "sft") in one for one in told] == [False, True, True]
 
 
+def test_a_dry_run_names_what_would_be_tagged_after_the_edges(finished, capsys):
+    write_json(finished.info_file, finished.info() | {"wandb_superseded": ["old1", "old2"]})
+    assert script("wandb_lineage").main([str(finished.root), "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[3:] == ["old1: superseded", "old2: superseded"]
+
+
 def test_runs_of_redone_work_are_tagged_once(redone):
     lineage = script("wandb_lineage")
     old = redone.info()["wandb_superseded"]
