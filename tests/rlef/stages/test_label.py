@@ -121,6 +121,28 @@ def test_completions_label_and_the_record_keeps_what_was_measured(labelled, meth
             assert list(row.labels) == (full if threshold is None else [float(rate > threshold) for rate in full])
 
 
+class Judged(Exception):
+    """What was to be judged."""
+
+
+@pytest.mark.parametrize("left", [0, 2])
+def test_where_no_problem_is_left_the_policy_solves_seeds(tmp_path, monkeypatch, left):
+    problems = list(PROBLEMS.values())
+    write_jsonl(tmp_path / "seeds.jsonl", problems[2:6])
+    write_jsonl(tmp_path / "prompts.jsonl", problems[:left])
+
+    def seen(ctx, shards, teacher, seeds, problems):
+        raise Judged([problem.id for problem in problems])
+
+    monkeypatch.setattr(label, "judge", seen)
+    monkeypatch.setattr(label, "rank", lambda *_: ([], {}))
+    config = Config.model_validate({"model": {"random": {}}, "stages": {"label": {"kind": "label"}}})
+    inputs = {"problems": tmp_path, "prompts": tmp_path}
+    with pytest.raises(Judged) as told:
+        label.run(StageContext("label", config, config.stages["label"], inputs, tmp_path, Tracker.null()))
+    assert told.value.args[0] == [problem.id for problem in (problems[:left] or problems[2:6])]
+
+
 class Lenient(SymbolicTeacher):
     def judge_steps(self, problems, solutions, *, seed):
         return [[1.0] * (len(steps) - 1) + [None] for steps in solutions]
